@@ -1,0 +1,63 @@
+"""Task weighting for multi-task learning: on losses, on gradients, or on data."""
+
+from mtlweight.options import OptionError
+from mtlweight.registry import available, build
+from mtlweight.strategies import (
+    DBMTL,
+    DTP,
+    DWA,
+    GLS,
+    IMTLL,
+    MGDA,
+    RLW,
+    UW,
+    Achievement,
+    AvgNorm,
+    Equal,
+    Fixed,
+    FocalAchievement,
+    PCGrad,
+)
+from mtlweight.strategy import (
+    GradientStrategy,
+    GramStrategy,
+    LossStrategy,
+    MetricStrategy,
+    Strategy,
+)
+from mtlweight.wrappers import LogLosses
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DBMTL",
+    "DTP",
+    "DWA",
+    "GLS",
+    "IMTLL",
+    "MGDA",
+    "RLW",
+    "UW",
+    "Achievement",
+    "AvgNorm",
+    "Equal",
+    "Fixed",
+    "FocalAchievement",
+    "GradientStrategy",
+    "GramStrategy",
+    "LogLosses",
+    "LossStrategy",
+    "MetricStrategy",
+    "OptionError",
+    "PCGrad",
+    "QuotaSampler",
+    "SampleKey",
+    "Strategy",
+    "available",
+    "build",
+    "delta_m",
+    "delta_p",
+    "quotas",
+    "split",
+    "task_means",
+]

@@ -1,0 +1,57 @@
+"""The one rule of distributed training here: what enters a strategy is averaged over ranks first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mtlweight.inputs import Step
+
+
+def world_size() -> int:
+    """Returns the number of ranks; 1 where no process group exists."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Returns the sum of a detached tensor over all ranks; the tensor itself on a single one."""
+    if world_size() == 1:
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def average_over_ranks(
+    tasks: tuple[str, ...], step: Step, counts: Mapping[str, int] | None
+) -> Step:
+    """Returns the step with the losses of all ranks, averaged; the step itself on a single one.
+
+    Every rank sends one vector of fixed length, whatever tasks it holds: reducing only the tasks
+    that a rank has would hang the others, and a mean of the ranks' means would be another number.
+
+    Args:
+        tasks: The names of all T tasks.
+        step: The losses of this rank.
+        counts: The number of samples behind each of its losses, by name; by default they are equal.
+    """
+    if world_size() == 1:
+        return step
+    values = step.values.detach()
+    here = values.new_tensor([(counts or {}).get(tasks[i], 1) for i in step.index])
+    mine = torch.tensor(step.index, device=values.device)
+    sums = values.new_zeros(2, len(tasks)).index_copy(1, mine, torch.stack([values * here, here]))
+    total, count = sum_over_ranks(sums)
+    # Every rank must know which tasks take part, so here, with several ranks, the host waits.
+    everywhere = [task for task, number in enumerate(count.tolist()) if number > 0]
+    return replace(
+        step,
+        index=everywhere,
+        seen=(total / count)[everywhere],
+        local=torch.tensor([everywhere.index(i) for i in step.index], device=values.device),
+        factors=world_size() * here / count[mine],
+    )

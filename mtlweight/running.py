@@ -1,0 +1,81 @@
+"""What strategies remember between steps: running means and the optimizer of learned weights.
+
+State is rebound, never written in place: a step that is refused leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+Index = slice | Tensor
+
+
+def updated(old: Tensor, present: Index, new: Tensor) -> Tensor:
+    """Returns `old` `[T]` with the entries of the present tasks replaced by `new` `[n]`."""
+    if isinstance(present, slice):
+        return new.to(old.dtype)
+    return old.index_copy(0, present, new.to(old.dtype))
+
+
+class RunningMean(nn.Module):
+    """The mean of T numbers since the latest reset, each over the steps in which it was there."""
+
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(num_tasks))
+        self.register_buffer("counts", torch.zeros(num_tasks))
+
+    def add(self, present: Index, values: Tensor) -> None:
+        """Records the values `[n]` of the present tasks."""
+        self.sums = updated(self.sums, present, self.sums[present] + values)
+        self.counts = updated(self.counts, present, self.counts[present] + 1)
+
+    def mean(self, default: Tensor) -> Tensor:
+        """Returns the means `[T]`, and those of `default` where nothing was recorded."""
+        return torch.where(self.counts > 0, self.sums / self.counts.clamp_min(1), default)
+
+    def reset(self) -> None:
+        """Forgets what was recorded."""
+        self.sums = torch.zeros_like(self.sums)
+        self.counts = torch.zeros_like(self.counts)
+
+
+class Adam(nn.Module):
+    r"""Adam on one number per task, with the gradient given; absent tasks stand still.
+
+    $$m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
+    x \leftarrow x - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)$$
+
+    Source: Kingma & Ba, *Adam*, ICLR 2015, algorithm 1.
+    """
+
+    first: Tensor
+    second: Tensor
+    counts: Tensor
+
+    def __init__(self, num_tasks: int, learning_rate: float) -> None:
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.betas = (0.9, 0.999)
+        self.epsilon = 1e-8
+        self.register_buffer("first", torch.zeros(num_tasks))
+        self.register_buffer("second", torch.zeros(num_tasks))
+        self.register_buffer("counts", torch.zeros(num_tasks))
+
+    def step(self, x: Tensor, present: Index, gradient: Tensor) -> Tensor:
+        """Returns `x` `[T]` after one step along the gradient `[n]` of the present tasks."""
+        beta1, beta2 = self.betas
+        gradient = gradient.to(x.dtype)
+        count = self.counts[present] + 1
+        first = torch.lerp(gradient, self.first[present], beta1)
+        second = torch.lerp(gradient.square(), self.second[present], beta2)
+        unbiased = first / (1 - beta1**count)
+        scale = (second / (1 - beta2**count)).sqrt() + self.epsilon
+        self.first = updated(self.first, present, first)
+        self.second = updated(self.second, present, second)
+        self.counts = updated(self.counts, present, count)
+        return updated(x, present, x[present] - self.learning_rate * unbiased / scale)

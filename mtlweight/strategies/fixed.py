@@ -1,0 +1,82 @@
+"""Constant weights: the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from mtlweight.inputs import read_metrics
+from mtlweight.options import OptionError, Options, Tasks
+from mtlweight.strategy import LossStrategy
+
+
+class Equal(LossStrategy):
+    r"""Equal weights: the mean of the losses. The baseline.
+
+    $$\mathcal{L} = \frac1T \sum_i L_i$$
+
+    Also known as linear scalarisation, or EW. Peers often take the sum, which is `rescale="tasks"`.
+    """
+
+    def scalarize(self, losses: Tensor) -> Tensor:
+        return losses.mean()
+
+
+class Fixed(LossStrategy):
+    r"""Weights that the user sets, say by a grid search: the arm to beat.
+
+    $$\mathcal{L} = \sum_i w_i L_i$$
+
+    Args:
+        tasks: The names of the tasks, or their number.
+        weights: $w$, non-negative and not all zero: a mapping from task name, or `[T]`. Taken as they
+            are; tasks absent from a batch do not change those of the others.
+        options: See `Options`.
+
+    Raises:
+        OptionError: A weight is missing, negative or not finite, or all are zero.
+    """
+
+    constants: Tensor
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        weights: Mapping[str, float] | Sequence[float] | Tensor,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(tasks, **options)
+        constants = per_task(self.tasks, weights, "weights")
+        if bad := [task for task, weight in constants.items() if weight < 0]:
+            raise OptionError(
+                f"The weight of task {bad[0]!r} is {constants[bad[0]]!r}: it must not be negative."
+            )
+        if not any(constants.values()):
+            raise OptionError("All `weights` are zero: at least one task must be learned.")
+        self.register_buffer("constants", torch.tensor(list(constants.values())))
+        self.weights = self.constants.clone()
+
+    def scalarize(self, losses: Tensor) -> Tensor:
+        return (self.constants[self.present] * losses).sum()
+
+
+def per_task(
+    tasks: tuple[str, ...], given: Mapping[str, float] | Sequence[float] | Tensor, option: str
+) -> dict[str, float]:
+    """Returns an option that holds one number for each task.
+
+    Raises:
+        OptionError: Names the task that is missing or unknown, or whose number is not finite.
+    """
+    try:
+        numbers = read_metrics(tasks, given, f"`{option}`")
+    except (TypeError, ValueError) as error:
+        raise OptionError(str(error).split(" Leave the task out")[0]) from None
+    if missing := [task for task in tasks if task not in numbers]:
+        raise OptionError(
+            f"`{option}` has nothing for task {missing[0]!r}: give one number for each."
+        )
+    return numbers

@@ -1,0 +1,37 @@
+"""Random weights."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from mtlweight.options import Options, Seed, Tasks
+from mtlweight.strategy import LossStrategy
+
+
+class RLW(LossStrategy):
+    r"""Random loss weighting: weights drawn anew every step, equal on average.
+
+    $$w = \operatorname{softmax}(x), \qquad x \sim \mathcal{N}(0, I)$$
+
+    The draw is a function of `seed` and the step, so that all ranks draw the same and a resumed run
+    goes on as if it had not stopped.
+
+    Args:
+        tasks: The names of the tasks, or their number.
+        seed: Seeds the draws.
+        options: See `Options`.
+
+    Source: Lin, Ye, Zhang & Tsang, *Reasonable effectiveness of random weighting: a litmus test for
+    multi-task learning*, TMLR 2022, with its default distribution.
+    """
+
+    def __init__(self, tasks: Tasks, *, seed: Seed = 0, **options: Unpack[Options]) -> None:
+        super().__init__(tasks, **options)
+        self.seed = seed
+
+    def scalarize(self, losses: Tensor) -> Tensor:
+        x = torch.randn(self.num_tasks, generator=self.generator()).to(losses)
+        return (x[self.present].softmax(0) * losses).sum()

@@ -1,0 +1,507 @@
+"""The interface of every weighting strategy, and its four kinds, told apart by what they read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from mtlweight.distributed import average_over_ranks
+from mtlweight.inputs import Losses, Metrics, Step, describe_bad_loss, read_losses, read_metrics
+from mtlweight.late_errors import LateErrors
+from mtlweight.options import (
+    Check,
+    GradientOptions,
+    Heads,
+    Options,
+    Past,
+    Rescale,
+    Tasks,
+    checked,
+    task_names,
+)
+from mtlweight.running import Index, RunningMean, updated
+from mtlweight.task_gradients import Shared, SharedLeaves, TaskGradients, task_gradients
+
+
+class Strategy(nn.Module, ABC):
+    """Turns the losses of T tasks into the one scalar to call `backward` on.
+
+    A strategy is a loss module whose input is losses. Call it once per step, and `end_epoch` once per
+    epoch: a pass over the data, or the steps between two validations. Autocast, gradient scaling,
+    accumulation, `backward` and the optimizer stay in the training loop. What a strategy does not
+    read it ignores, so the same loop runs them all. In `eval()` it draws and records nothing, and
+    returns the losses weighted as they were last.
+
+    Args:
+        tasks: The names of the tasks, or their number.
+        options: See `Options`.
+
+    Attributes:
+        tasks: The names of the T tasks.
+        weights: The weight of each task's loss in the gradient of the latest call, zero for tasks
+            absent from it; after `end_epoch` what the next epoch should be spent by, which for weights
+            that change every step is their mean over the epoch. `[T]`, float32.
+        step: The number of training calls so far.
+        epoch: The number of epochs closed.
+        present: During a call, the tasks present: an index into what is kept per task.
+    """
+
+    growing: ClassVar[tuple[str, ...]] = ()  # buffers that take their shape from the network
+    weights: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+
+    def __init__(self, tasks: Tasks, *, rescale: Rescale = "none", check: Check = "auto") -> None:
+        super().__init__()
+        self.tasks = task_names(tasks)
+        self.rescale = rescale
+        self.check = check
+        self.step = 0
+        self.epoch = 0
+        self.present: Index = slice(None)
+        self.shared_leaves = SharedLeaves()
+        self.late_errors = LateErrors()
+        self.epoch_weights = RunningMean(len(self.tasks))
+        self.register_buffer("weights", self.uniform())
+
+    @property
+    def num_tasks(self) -> int:
+        """The number of tasks, T."""
+        return len(self.tasks)
+
+    @property
+    def named_weights(self) -> dict[str, float]:
+        """The weights by task name; waits for the device."""
+        return dict(zip(self.tasks, self.weights.tolist(), strict=True))
+
+    @property
+    def nonnegative_losses(self) -> bool:
+        """Whether a negative loss has no meaning to the strategy, and is refused."""
+        return False
+
+    def uniform(self) -> Tensor:
+        """Returns equal weights that sum to one, `[T]`."""
+        return torch.full((len(self.tasks),), 1 / len(self.tasks))
+
+    def generator(self) -> torch.Generator:
+        """Returns the random numbers of this step: the same on every rank, and after a resume."""
+        seed = int(getattr(self, "seed", 0))
+        return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + self.step) % (1 << 63))
+
+    def forward(
+        self,
+        losses: Losses,
+        shared: Shared | None = None,
+        *,
+        counts: Mapping[str, int] | None = None,
+    ) -> Tensor:
+        """Returns the scalar whose gradient is the strategy's.
+
+        It is worth what the paper minimises where it minimises something, otherwise the weighted sum
+        of the losses; with a `rescale` always the latter.
+
+        Args:
+            losses: The losses of this step: a mapping from task name, which leaves out tasks absent
+                from the batch, or a sequence or tensor `[T]` in the order of `tasks`.
+            shared: What the tasks share: parameters, or features that the network returned. Only
+                strategies that read gradients read it; by default they find it in the graph.
+            counts: The number of samples behind each loss, where several ranks hold unequal numbers.
+
+        Raises:
+            ValueError: A loss is not finite, too large, negative where its logarithm is taken,
+                detached, not a scalar, on another device, unknown or missing.
+            TypeError: A loss is not a floating point tensor.
+            RuntimeError: Autograd is off in training, or the graph of a loss was freed.
+        """
+        step = read_losses(self.tasks, losses, training=self.training)
+        self._follow(step.values.device)
+        if not self.training:
+            return (self.weights[step.index] * step.values).sum()
+        self.late_errors.raise_ready()
+        with _no_autocast(step.values.device), self._undo_if_refused():
+            total, _ = self.advance(average_over_ranks(self.tasks, step, counts), shared)
+        return total
+
+    def advance(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
+        """Takes one step: checks its losses, weighs them, and records what was done.
+
+        Returns the scalar, and the weights of the n tasks present on any rank. For wrappers, which
+        call it on the strategy within.
+        """
+        good = self._check_values(step)
+        before = None if good is None else self._state()
+        if len(step.index) < self.num_tasks:
+            self.present = torch.tensor(step.index, device=step.seen.device)
+        try:
+            total, weights = self._total(step, shared)
+            self.weights = updated(torch.zeros_like(self.weights), self.present, weights)
+            self.epoch_weights.add(self.present, weights)
+        finally:
+            self.present = slice(None)
+        if good is not None and before is not None:
+            self._keep_if(good, before)
+        self.step += 1
+        return total, weights
+
+    def end_epoch(self, metrics: Metrics | None = None) -> None:
+        """Closes an epoch: a pass over the data, or the steps between two validations.
+
+        Args:
+            metrics: The validation metric of each task, a mapping from task name, or a sequence or
+                tensor `[T]`. Ignored by strategies that read none. Must be equal on all ranks.
+
+        Raises:
+            ValueError: The strategy reads metrics, and there are none, or one is not finite.
+        """
+        self.late_errors.raise_all()
+        with self._undo_if_refused():
+            self.weights = self.epoch_weights.mean(default=self.weights)
+            self.epoch_weights.reset()
+            self.close_epoch(metrics)
+            self.epoch += 1
+
+    def close_epoch(self, metrics: Metrics | None) -> None:
+        """Hook: what a strategy learns from an epoch. Rebinds `weights` if the next has its own."""
+
+    @abstractmethod
+    def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
+        """Returns the scalar and the weights `[n]` of the tasks present on any rank."""
+
+    def _check_values(self, step: Step) -> Tensor | None:
+        """Refuses bad losses at once where that costs no wait, else returns the flag that all are good."""
+        index, seen = step.index, step.seen
+        limit = torch.finfo(seen.dtype).max ** 0.5
+        lowest = 0.0 if self.nonnegative_losses else -limit
+        good = ((seen <= limit) & (seen >= lowest)).all()
+        if seen.is_cpu or self.check == "now":
+            if not good:
+                raise ValueError(describe_bad_loss(self.tasks, index, seen, limit, lowest))
+            return None
+
+        def describe(values: Tensor) -> str:
+            return describe_bad_loss(self.tasks, index, values, limit, lowest)
+
+        self.late_errors.watch(self.step, good, seen, describe)
+        return good
+
+    def _rescaled(self, weights: Tensor, gram: Tensor | None) -> Tensor:
+        """Returns the weights in the length that `rescale` asks for."""
+        if self.rescale == "none":
+            return weights
+        if self.rescale == "equal-norm":
+            assert gram is not None
+            gram = gram.to(weights)
+            length = (weights @ gram @ weights).clamp_min(0).sqrt()
+            return weights * torch.where(length > 0, gram.mean().clamp_min(0).sqrt() / length, 1.0)
+        total = weights.sum()
+        goal = 1.0 if self.rescale == "one" else float(self.num_tasks)
+        return weights * torch.where(total > 0, goal / total, 1.0)
+
+    def _gradients(
+        self, step: Step, shared: Shared | None, *, weighted_heads: bool
+    ) -> tuple[TaskGradients, Tensor]:
+        """Returns the task gradients, and their Gram matrix, which is finite."""
+        names = [self.tasks[i] for i in step.index]
+        if len(step.roots) < len(names):
+            raise ValueError(
+                f"{type(self).__name__} reads gradients, and one of the tasks {', '.join(names)} is "
+                "absent from this rank but present on another: give every rank each of them."
+            )
+        gradients = task_gradients(
+            step.roots,
+            names,
+            step.slopes * step.factors,
+            shared,
+            self.shared_leaves,
+            weighted_heads=weighted_heads,
+            sole_task=self.num_tasks == 1,
+        )
+        gram = gradients.gram()
+        for task, square in zip(names, gram.diagonal().tolist(), strict=True):
+            if not square < float("inf"):
+                raise ValueError(
+                    f"The gradient of task {task!r} is not finite (its squared length is {square!r}): "
+                    "skip this batch; torch.autograd.set_detect_anomaly(True) shows where it comes from."
+                )
+        return gradients, gram
+
+    # --- state: complete, strict, and untouched by what is refused -------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Returns what is saved beside the buffers; see `torch.nn.Module`."""
+        return {"version": 1, "tasks": list(self.tasks), "step": self.step, "epoch": self.epoch}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `get_extra_state` returned."""
+        self.step = state["step"]
+        self.epoch = state["epoch"]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        saved = state_dict.get(f"{prefix}_extra_state")
+        if saved is not None and tuple(saved["tasks"]) != self.tasks:
+            raise ValueError(
+                f"The state of {type(self).__name__} was saved for the tasks {saved['tasks']}, and "
+                f"this strategy has {list(self.tasks)}: build it with the same tasks in the same order."
+            )
+        for name in self.growing:
+            if (buffer := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.zeros_like(buffer, device=self.weights.device))
+        self.late_errors.clear()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Strategy:
+        """Moves the state to another device, and keeps its precision: weights stay float32."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, recurse)
+        return self
+
+    def _follow(self, device: torch.device) -> None:
+        if device == self.weights.device:
+            return
+        if device.type == "meta":
+            raise ValueError(
+                f"The losses are on {device}, where tensors have no values, and the strategy is on "
+                f"{self.weights.device}: compute the losses on a real device."
+            )
+        self.to(device)
+
+    def _state(self) -> list[dict[str, Tensor | None]]:
+        return [dict(module._buffers) for module in self.modules()]
+
+    @contextmanager
+    def _undo_if_refused(self) -> Iterator[None]:
+        """Puts the state back if the body raises. Buffers are rebound, so references are enough."""
+        buffers = self._state()
+        extra = [
+            (m, m.get_extra_state())
+            for m in self.modules()
+            if type(m).get_extra_state is not nn.Module.get_extra_state
+        ]
+        try:
+            yield
+        except BaseException:
+            for module, saved in zip(self.modules(), buffers, strict=True):
+                module._buffers.update(saved)
+            for module, state in extra:
+                module.set_extra_state(state)
+            raise
+
+    def _keep_if(self, good: Tensor, before: list[dict[str, Tensor | None]]) -> None:
+        """Takes the new state only if the losses are good, without asking the device."""
+        for module, saved in zip(self.modules(), before, strict=True):
+            for name, old in saved.items():
+                new = module._buffers[name]
+                if old is not None and new is not None and new is not old:
+                    module._buffers[name] = torch.where(good, new, old)
+
+
+class LossStrategy(Strategy):
+    """A strategy that reads losses: it is written as the scalar that its paper minimises.
+
+    The weights are the derivative of that scalar, taken by autograd.
+    """
+
+    @abstractmethod
+    def scalarize(self, losses: Tensor) -> Tensor:
+        """Returns the scalar to minimise.
+
+        Args:
+            losses: The losses of the tasks present, `[n]`; `self.present` tells which they are.
+        """
+
+    def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
+        leaf = step.seen.clone().requires_grad_()
+        scalar = self.scalarize(leaf)
+        learns = any(parameter.requires_grad for parameter in self.parameters())
+        (weights,) = torch.autograd.grad(scalar, leaf, retain_graph=learns)
+        value = scalar if learns else scalar.detach()
+        if self.rescale != "none":
+            gram = None
+            if self.rescale == "equal-norm":
+                _, gram = self._gradients(step, shared, weighted_heads=True)
+            weights = self._rescaled(weights, gram)
+            value = (weights * step.seen).sum()
+        # The value comes from the paper's scalar; the network's gradient from a term worth zero.
+        return step.attach(value, weights), weights
+
+
+class MetricStrategy(LossStrategy):
+    """A strategy that reads validation metrics: its weights are constant from epoch to epoch.
+
+    They are uniform until the first `end_epoch(metrics)`. A task that a mapping of metrics leaves out
+    goes on with its previous metric.
+
+    Args:
+        tasks: The names of the tasks, or their number.
+        smoothing: The share of the past in the smoothed metrics; the first are taken as they are.
+        options: See `Options`.
+    """
+
+    shares: Tensor
+
+    def __init__(self, tasks: Tasks, *, smoothing: Past = 0.0, **options: Unpack[Options]) -> None:
+        super().__init__(tasks, **options)
+        self.smoothing = smoothing
+        self.metrics: dict[str, float] = {}
+        self.register_buffer("shares", self.initial_shares())
+        self.weights = self.shares.clone()
+
+    @abstractmethod
+    def weigh(self, metrics: Tensor) -> Tensor:
+        """Returns the weights `[T]` that the smoothed metrics `[T]` (float64) ask for."""
+
+    def initial_shares(self) -> Tensor:
+        """Returns the weights before the first metrics, `[T]`."""
+        return self.uniform()
+
+    def refuse_metric(self, task: str, metric: float) -> str | None:
+        """Returns why a metric is out of range, or None."""
+        return None
+
+    def scalarize(self, losses: Tensor) -> Tensor:
+        return (among(self.shares, self.present) * losses).sum()
+
+    def close_epoch(self, metrics: Metrics | None) -> None:
+        """Weighs the tasks by their metrics."""
+        if metrics is None:
+            raise ValueError(
+                f"{type(self).__name__} weighs tasks by their validation metrics: call "
+                "end_epoch(metrics) with one for each task."
+            )
+        new = read_metrics(self.tasks, metrics)
+        for task, metric in new.items():
+            if reason := self.refuse_metric(task, metric):
+                raise ValueError(f"The metric of task {task!r} is {metric!r}: {reason}.")
+        if missing := [task for task in self.tasks if task not in new | self.metrics]:
+            raise ValueError(
+                f"{type(self).__name__} has no metric of task {missing[0]!r} yet: the first metrics "
+                "must be those of all tasks."
+            )
+        past = self.smoothing
+        self.metrics = {
+            task: (
+                past * self.metrics[task] + (1 - past) * new[task]
+                if task in new and task in self.metrics
+                else new.get(task, self.metrics.get(task, 0.0))
+            )
+            for task in self.tasks
+        }
+        smoothed = torch.tensor(list(self.metrics.values()), dtype=torch.float64)
+        self.shares = self.weigh(smoothed).to(self.shares)
+        self.weights = self.shares.clone()  # a load writes into each: they must not be one tensor
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Returns what is saved beside the buffers: the smoothed metrics too."""
+        return super().get_extra_state() | {"metrics": dict(self.metrics)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `get_extra_state` returned."""
+        super().set_extra_state(state)
+        self.metrics = dict(state["metrics"])
+
+
+class _ReadsGradients(Strategy):
+    """What the two kinds that read gradients have in common: the treatment of task heads."""
+
+    paper_weights_heads: ClassVar[bool] = False
+
+    def __init__(self, tasks: Tasks, *, heads: Heads = "paper", **options: Unpack[Options]) -> None:
+        super().__init__(tasks, **options)
+        self.heads = heads
+
+    def paper_heads(self, weights: Tensor, losses: Tensor) -> Tensor:
+        """Returns what multiplies each task's gradient outside of what is shared, `[n]`: one."""
+        return torch.ones_like(weights)
+
+    @property
+    def weights_heads(self) -> bool:
+        """Whether every parameter gets the weighted sum, so that the weights tell all."""
+        return self.heads == "weighted" or (self.heads == "paper" and self.paper_weights_heads)
+
+    def _head_weights(self, weights: Tensor, losses: Tensor) -> Tensor:
+        if self.heads == "plain":
+            return torch.ones_like(weights)
+        return weights if self.weights_heads else self.paper_heads(weights, losses)
+
+
+class GramStrategy(_ReadsGradients):
+    """A strategy that reads the lengths and angles of the task gradients: their Gram matrix."""
+
+    def __init__(self, tasks: Tasks, **options: Unpack[GradientOptions]) -> None:
+        super().__init__(tasks, **options)
+
+    @abstractmethod
+    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
+        """Returns the weights `[n]` of the tasks present.
+
+        Args:
+            gram: The inner products of their gradients, `[n, n]`, float64, on the host.
+            losses: Their losses, `[n]`, float64, on the host.
+        """
+
+    def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
+        gradients, gram = self._gradients(step, shared, weighted_heads=self.weights_heads)
+        losses = step.seen.double().cpu()
+        on_host = self._rescaled(self.weigh(gram, losses), gram)
+        weights = on_host.to(step.seen)
+        value = (weights * step.seen).sum()
+        if not gradients.complete:
+            return step.attach(value, weights), weights
+        combined = on_host.to(gradients.rows) @ gradients.rows
+        heads = self._head_weights(on_host, losses).to(step.seen)
+        return gradients.carry(value, combined, heads), weights
+
+
+class GradientStrategy(_ReadsGradients):
+    """A strategy that reads the task gradients and builds the shared gradient itself."""
+
+    def __init__(self, tasks: Tasks, **options: Unpack[GradientOptions]) -> None:
+        super().__init__(tasks, **options)
+
+    @abstractmethod
+    def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the weights `[n]` of the losses, and the gradient `[P]` of what is shared.
+
+        Args:
+            gradients: The gradients of the losses of the tasks present, `[n, P]`.
+            losses: Their losses, `[n]`.
+        """
+
+    def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
+        # Its gradient is no weighted sum of losses, so every leaf needs the pass of each task.
+        gradients, gram = self._gradients(step, shared, weighted_heads=False)
+        weights, combined = self.combine(gradients.rows, step.seen)
+        if self.rescale != "none":
+            rescaled = self._rescaled(weights, gram)
+            length = torch.linalg.vector_norm(weights)
+            ratio = torch.where(length > 0, torch.linalg.vector_norm(rescaled) / length, 1.0)
+            weights, combined = rescaled, combined * ratio.to(combined)
+        heads = self._head_weights(weights, step.seen)
+        return gradients.carry((weights * step.seen).sum(), combined, heads), weights
+
+
+def among(shares: Tensor, present: Index) -> Tensor:
+    """Returns the shares of the tasks present, which then sum to what those of all did, `[n]`."""
+    if isinstance(present, slice):
+        return shares
+    here = shares[present]
+    total = here.sum()
+    return torch.where(total > 0, here * (shares.sum() / total), shares.sum() / len(here))
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    if not torch.amp.autocast_mode.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,309 @@
+"""Task gradients: the gradient of each loss, taken once, and sent on by the scalar that is returned.
+
+The only file that calls `torch.autograd.grad` on the network.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
+
+from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.inputs import Root
+
+Shared = Tensor | Iterable[Tensor]
+
+
+class SharedLeaves:
+    """The leaves that at least two tasks were seen to share, in the order they were found.
+
+    A leaf stays shared in steps from which some of its tasks are absent. Holds no leaf alive, and is
+    found anew after a copy or a load, since the leaves are other ones then.
+    """
+
+    def __init__(self) -> None:
+        self._leaves: list[weakref.ref[Tensor]] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (leaf for ref in self._leaves if (leaf := ref()) is not None)
+
+    def add(self, leaves: Iterable[Tensor]) -> None:
+        """Adds the leaves that are not known yet."""
+        known = {id(leaf) for leaf in self}
+        self._leaves += [weakref.ref(leaf) for leaf in leaves if id(leaf) not in known]
+
+    def __reduce__(self) -> tuple[type[SharedLeaves], tuple[()]]:
+        return SharedLeaves, ()
+
+
+@dataclass
+class TaskGradients:
+    """The gradients of the n losses of a step.
+
+    Attributes:
+        rows: With respect to what the tasks share, flattened, `[n, P]`, float32 or float64.
+        shared: What they share: leaves, or features.
+        own: The leaves outside `shared`.
+        own_gradients: The gradient of each task with respect to each of `own`; None where unrelated.
+        complete: Whether `rows` and `own_gradients` hold all of the network's gradient. If not, the
+            leaves below `shared` still wait for a backward of the weighted losses.
+    """
+
+    rows: Tensor
+    shared: list[Tensor]
+    own: list[Tensor]
+    own_gradients: list[list[Tensor | None]]
+    complete: bool
+
+    def gram(self) -> Tensor:
+        """Returns the inner products of the task gradients over all ranks, `[n, n]`, float64, host.
+
+        Summed in float64 piece by piece: a float32 product of long rows loses digits, and overflows
+        for gradients above 1e19.
+        """
+        wide = torch.float32 if self.rows.device.type == "mps" else torch.float64
+        gram = torch.zeros(len(self.rows), len(self.rows), dtype=wide, device=self.rows.device)
+        for piece in self.rows.split(1 << 16, dim=1):
+            piece = piece.to(wide)
+            gram += piece @ piece.T
+        if not _all_leaves(self.shared):  # each rank has the features of its own samples
+            gram = sum_over_ranks(gram) / world_size() ** 2
+        return gram.double().cpu()
+
+    def carry(self, value: Tensor, gradient: Tensor, head_weights: Tensor) -> Tensor:
+        """Returns a scalar worth `value` whose backward adds the combined gradient to `.grad`.
+
+        Args:
+            value: What the scalar is worth, detached.
+            gradient: The combined gradient of what is shared, `[P]`.
+            head_weights: What multiplies each task's gradient in the leaves outside, `[n]`.
+        """
+        pieces = gradient.split([tensor.numel() for tensor in self.shared])
+        points = list(self.shared)
+        sent = [p.view_as(t).to(t.dtype) for p, t in zip(pieces, self.shared, strict=True)]
+        for leaf, gradients in zip(self.own, self.own_gradients, strict=True):
+            terms = [w * g for w, g in zip(head_weights, gradients, strict=True) if g is not None]
+            points.append(leaf)
+            sent.append(torch.stack(terms).sum(0).to(leaf.dtype) if len(terms) > 1 else terms[0])
+        return _Carry.apply(value, sent, *points)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Carry(torch.autograd.Function):
+    """A constant whose gradient at the given points is the given one."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *points: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        sent = [grad_output.to(g.dtype) * g for g in ctx.gradients]
+        return None, None, *sent
+
+
+def task_gradients(
+    roots: Sequence[Root],
+    names: Sequence[str],
+    factors: Tensor,
+    shared: Shared | None,
+    known: SharedLeaves,
+    *,
+    weighted_heads: bool,
+    sole_task: bool,
+) -> TaskGradients:
+    """Returns the gradient of each loss, by one backward pass a task.
+
+    Args:
+        roots: The losses of the n tasks present.
+        names: Their names.
+        factors: What each loss is multiplied with, for ranks that hold unequal shares of a task, `[n]`.
+        shared: What the tasks share, parameters or features; by default the leaves of the graph that
+            two tasks reach.
+        known: The leaves found to be shared so far; those of this step are added.
+        weighted_heads: Whether every leaf gets the weighted sum of the task gradients. Then the
+            leaves below a given layer need no pass of their own: the caller's backward reaches them.
+        sole_task: Whether the strategy has a single task, which shares everything with itself.
+
+    Raises:
+        ValueError: No loss depends on `shared`, or the features given overlap.
+        RuntimeError: The graph was freed, or can't be walked a second time.
+    """
+    given = None if shared is None else _as_list(shared)
+    stops = [t for t in given or [] if not t.is_leaf]
+    masks = reached_leaves(roots, stops)
+    if given is None:
+        found = [leaf for leaf, mask in masks if sole_task or mask.bit_count() > 1]
+        known.add(found)
+        points = list(known)
+        if not points and len(roots) > 1:
+            warnings.warn(
+                f"The losses of {', '.join(names)} share no trainable leaf, so their gradients can't "
+                "conflict. Give `shared=` if the graph hides what they share.",
+                stacklevel=2,
+            )
+    else:
+        points = given
+        if stops:
+            _refuse_overlap(stops, masks)
+    in_points = {id(tensor) for tensor in points}
+    outside = [(leaf, mask) for leaf, mask in masks if id(leaf) not in in_points]
+    complete = not (weighted_heads and any(mask.bit_count() > 1 for _, mask in outside))
+    if not complete:
+        outside = []
+
+    numel = sum(tensor.numel() for tensor in points)
+    like = points[0] if points else factors
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in points) else torch.float32
+    rows = torch.zeros(len(roots), numel, dtype=dtype, device=like.device)
+    own_gradients: list[list[Tensor | None]] = [[None] * len(roots) for _ in outside]
+    unused = True
+    for task, root in enumerate(roots):
+        mine = [i for i, (_, mask) in enumerate(outside) if mask >> task & 1]
+        inputs = [*points, *(outside[i][0] for i in mine)]
+        if not inputs:
+            continue
+        gradients = _grad(root, inputs, names[task], factors[task])
+        start = 0
+        for tensor, gradient in zip(points, gradients, strict=False):
+            if gradient is not None:
+                unused = False
+                dense = gradient.to_dense() if gradient.is_sparse else gradient
+                rows[task, start : start + tensor.numel()].copy_(dense.reshape(-1))
+            start += tensor.numel()
+        for i, gradient in zip(mine, gradients[len(points) :], strict=True):
+            own_gradients[i][task] = gradient
+    if given is not None and unused:
+        raise ValueError(
+            f"None of the losses of {', '.join(names)} depends on `shared`: give the very parameters or "
+            "features that the forward pass used, not a copy, or leave `shared` out."
+        )
+    if world_size() > 1 and _all_leaves(points):
+        rows = sum_over_ranks(rows) / world_size()
+    kept = [i for i, per_task in enumerate(own_gradients) if any(g is not None for g in per_task)]
+    return TaskGradients(
+        rows, points, [outside[i][0] for i in kept], [own_gradients[i] for i in kept], complete
+    )
+
+
+def reached_leaves(roots: Sequence[Root], stops: Sequence[Tensor] = ()) -> list[tuple[Tensor, int]]:
+    """Returns the leaves of the graph, each with the set of roots that reach it, as bits of a number.
+
+    Each node is visited once, however many roots reach it. Leaves come in the order in which they are
+    met on the way from the roots.
+    """
+    nodes = [_node(root) for root in roots]
+    ends = {_node(stop) for stop in stops}
+    postorder: list[Node] = []
+    seen: set[Node] = set()
+    todo: list[tuple[Node, bool]] = []
+    for start in nodes:
+        todo.append((start, False))
+        while todo:
+            node, left = todo.pop()
+            if left:
+                postorder.append(node)
+            elif node not in seen:
+                seen.add(node)
+                todo.append((node, True))
+                if node not in ends:
+                    todo += [(n, False) for n, _ in node.next_functions if n is not None]
+    masks = dict.fromkeys(postorder, 0)
+    for bit, node in enumerate(nodes):
+        masks[node] |= 1 << bit
+    leaves = []
+    for node in reversed(postorder):
+        if hasattr(node, "variable"):  # where a leaf accumulates its gradient
+            leaves.append((node.variable, masks[node]))
+        elif node not in ends:
+            for following, _ in node.next_functions:
+                if following is not None:
+                    masks[following] |= masks[node]
+    return leaves
+
+
+def _node(root: Root) -> Node:
+    return get_gradient_edge(root).node if isinstance(root, Tensor) else root.node
+
+
+def _all_leaves(tensors: Sequence[Tensor]) -> bool:
+    return all(tensor.is_leaf for tensor in tensors)
+
+
+def _as_list(shared: Shared) -> list[Tensor]:
+    tensors = [shared] if isinstance(shared, Tensor) else list(shared)
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"`shared` holds {type(tensor).__name__}, not tensors: give encoder.parameters(), or the "
+                "features that the encoder returned."
+            )
+    kept = [tensor for tensor in tensors if tensor.requires_grad]
+    if not kept:
+        raise ValueError(
+            "`shared` holds nothing that takes a gradient: give trainable parameters, or features."
+        )
+    if len({tensor.is_leaf for tensor in kept}) > 1:
+        raise ValueError("`shared` mixes parameters and features: give one or the other.")
+    return kept
+
+
+def _refuse_overlap(features: Sequence[Tensor], masks: Sequence[tuple[Tensor, int]]) -> None:
+    """Refuses features whose gradients would be counted twice."""
+    ends = {_node(feature) for feature in features}
+    below: set[Node] = set()
+    todo = [n for end in ends for n, _ in end.next_functions if n is not None]
+    while todo:
+        node = todo.pop()
+        if node not in below:
+            below.add(node)
+            todo += [n for n, _ in node.next_functions if n is not None]
+    if ends & below:
+        raise ValueError(
+            "One of the features in `shared` is computed from another: give only the last ones, or "
+            "`shared=encoder.parameters()`."
+        )
+    trunk = {id(node.variable) for node in below if hasattr(node, "variable")}
+    for leaf, _ in masks:
+        if id(leaf) in trunk:
+            raise ValueError(
+                f"A parameter of shape {list(leaf.shape)} is reached both through the features in "
+                "`shared` and around them: give `shared=encoder.parameters()` instead."
+            )
+
+
+def _grad(
+    root: Root, inputs: Sequence[Tensor], name: str, factor: Tensor
+) -> tuple[Tensor | None, ...]:
+    start = None
+    if isinstance(root, Tensor):
+        start = factor.to(root.dtype).reshape(root.shape)
+        outputs: Any = root
+    else:
+        start, outputs = factor, [root]
+    try:
+        return torch.autograd.grad(
+            outputs, inputs, grad_outputs=start, retain_graph=True, allow_unused=True
+        )
+    except RuntimeError as error:
+        reason = str(error)
+        if "second time" in reason:
+            hint = (
+                "its graph was freed by an earlier backward. Compute the losses anew for every step"
+            )
+        elif "donated" in reason:
+            hint = (
+                "the compiled model gives its buffers away after one backward. Set "
+                "torch._functorch.config.donated_buffer = False before compiling"
+            )
+        else:
+            raise
+        raise RuntimeError(f"The gradient of task {name!r} can't be taken: {hint}.") from error

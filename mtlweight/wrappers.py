@@ -1,0 +1,61 @@
+"""Strategies around a strategy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mtlweight.inputs import Metrics, Step
+from mtlweight.options import NonNegative
+from mtlweight.strategy import Strategy
+from mtlweight.task_gradients import Shared
+
+
+class LogLosses(Strategy):
+    r"""Feeds a strategy the logarithms of the losses, which takes their scales out.
+
+    $$\ell_i = \log(L_i + \epsilon)$$
+
+    As in `LogLosses(PCGrad(tasks))`. The weights reported are those of the losses themselves:
+    the inner ones times $1 / (L_i + \epsilon)$.
+
+    Args:
+        inner: The strategy to feed.
+        epsilon: $\epsilon$, in the unit of the losses.
+
+    Raises:
+        ValueError: A loss is negative.
+
+    Source: Lin et al., *Dual-balancing for multi-task learning*, arXiv 2308.12029, section 3.1, where
+    it helps PCGrad, GradVac, IMTL-G, CAGrad, Nash-MTL and Aligned-MTL.
+    """
+
+    def __init__(self, inner: Strategy, *, epsilon: NonNegative = 1e-8) -> None:
+        super().__init__(inner.tasks)
+        self.inner = inner
+        self.epsilon = epsilon
+
+    @property
+    def nonnegative_losses(self) -> bool:
+        """A negative loss has no logarithm."""
+        return True
+
+    def close_epoch(self, metrics: Metrics | None) -> None:
+        """Closes the inner epoch, and follows what it changed."""
+        before = self.inner.epoch_weights.mean(default=self.inner.weights)
+        self.inner.end_epoch(metrics)
+        changed = torch.where(before != 0, self.inner.weights / before, 1.0)
+        self.weights = self.weights * changed
+
+    def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
+        slopes = 1 / (step.values.detach() + self.epsilon)
+        logs = replace(
+            step,
+            seen=(step.seen + self.epsilon).log(),
+            values=(step.values + self.epsilon).log(),
+            slopes=step.slopes * slopes,
+        )
+        total, weights = self.inner.advance(logs, shared)
+        return total, weights / (step.seen + self.epsilon)

@@ -1,0 +1,126 @@
+r"""Blur kernels, batched: Gaussian-like families and the sinc, `[B, 21, 21]`, every one of sum 1.
+
+With $z=(x,y)$ on the integer grid centred on the kernel, $R(\theta)$ a rotation and
+$q=z^\top(R\,\mathrm{diag}(\sigma_x^2,\sigma_y^2)\,R^\top)^{-1}z$:
+
+- Gaussian $e^{-q/2}$; generalised Gaussian $e^{-q^\beta/2}$; plateau $1/(1+q^\beta)$;
+- sinc $\omega J_1(\omega r)/(2\pi r)$ with $r=|z|$ and $\omega^2/4\pi$ at the centre: the ideal low-pass filter of radius
+  $\omega$.
+
+Outside its own odd size a kernel is zero. Source: Real-ESRGAN (2021), sections 3.1 and 3.4.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .parameters import FinalParameters, StageParameters
+
+__all__ = ["SIZE", "blur_kernels", "gaussian_like", "sinc", "stage_kernels"]
+
+SIZE = 21
+"""Side of the canvas that holds every kernel, in pixels."""
+
+
+def _grid(like: Tensor) -> tuple[Tensor, Tensor]:
+    """x (along the width) and y (along the height), each `[1, 21, 21]`."""
+    axis = torch.arange(SIZE, dtype=like.dtype, device=like.device) - SIZE // 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return x[None], y[None]
+
+
+def _normalised(values: Tensor, size: Tensor) -> Tensor:
+    x, y = _grid(values)
+    radius = (size.to(values)[:, None, None] - 1) / 2
+    inside = (x.abs() <= radius) & (y.abs() <= radius)
+    values = torch.where(inside, values, 0)
+    # A running sum adds in one fixed order, so a row has the same bits alone and in any batch.
+    total = values.flatten(1).cumsum(1)[:, -1]
+    return values / total[:, None, None]
+
+
+def gaussian_like(
+    size: Tensor, family: Tensor, sigma_x: Tensor, sigma_y: Tensor, rotation: Tensor, beta: Tensor
+) -> Tensor:
+    """Kernels of the six families; arguments `[B]`, reals of one dtype, which is the dtype of the result.
+
+    Args:
+        size: Odd sizes up to 21.
+        family: Places in `FAMILIES`; isotropic ones ignore `sigma_y` and `rotation`, plain Gaussians ignore `beta`.
+        sigma_x: First standard deviation, in pixels.
+        sigma_y: Second standard deviation.
+        rotation: Rotation in radians, from x towards y.
+        beta: Exponent of generalised and plateau kernels.
+    """
+    isotropic = family % 2 == 0
+    sigma_y = torch.where(isotropic, sigma_x, sigma_y)
+    rotation = torch.where(isotropic, 0, rotation)
+    beta = torch.where(family < 2, 1, beta)
+    x, y = _grid(sigma_x)
+    cos, sin = (t[:, None, None] for t in (rotation.cos(), rotation.sin()))
+    along, across = x * cos + y * sin, y * cos - x * sin
+    q = (along / sigma_x[:, None, None]) ** 2 + (across / sigma_y[:, None, None]) ** 2
+    q = q ** beta[:, None, None]
+    plateau = (family >= 4)[:, None, None]
+    return _normalised(torch.where(plateau, 1 / (1 + q), torch.exp(-q / 2)), size)
+
+
+def sinc(size: Tensor, omega: Tensor) -> Tensor:
+    """Sinc kernels; arguments `[B]`, `omega` in (0, pi] radians per pixel, of the dtype of the result."""
+    x, y = _grid(omega)
+    radius = torch.sqrt(x**2 + y**2)
+    centre = radius == 0
+    radius = torch.where(centre, 1, radius)
+    w = omega[:, None, None]
+    ring = w * torch.special.bessel_j1(w * radius) / (2 * math.pi * radius)
+    return _normalised(torch.where(centre, w**2 / (4 * math.pi), ring), size)
+
+
+def blur_kernels(
+    size: Tensor,
+    sinc_flag: Tensor,
+    family: Tensor,
+    sigma_x: Tensor,
+    sigma_y: Tensor,
+    rotation: Tensor,
+    beta: Tensor,
+    omega: Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """One kernel per row, a sinc where `sinc_flag` says so; arguments `[B]`, in the units of `StageParameters`.
+
+    Returns:
+        `[B, 21, 21]` in `dtype` (float32 or float64), on the device of the arguments, computed in that dtype.
+
+    Raises:
+        TypeError: Another dtype.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"expected `dtype` float32 or float64, got {dtype}; write torch.float32")
+    reals = [t.to(dtype) for t in (sigma_x, sigma_y, rotation, beta)]
+    return torch.where(
+        sinc_flag[:, None, None], sinc(size, omega.to(dtype)), gaussian_like(size, family, *reals)
+    )
+
+
+def stage_kernels(
+    stage: StageParameters | FinalParameters, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The kernels of a stage, `[B, 21, 21]`; rows that are not blurred get a kernel too, to be left unused."""
+    if isinstance(stage, FinalParameters):
+        return sinc(stage.kernel_size, stage.omega.to(dtype))
+    return blur_kernels(
+        stage.kernel_size,
+        stage.sinc,
+        stage.family,
+        stage.sigma_x,
+        stage.sigma_y,
+        stage.rotation,
+        stage.beta,
+        stage.omega,
+        dtype=dtype,
+    )

@@ -1,0 +1,169 @@
+"""Drawing degradation parameters: ids to rows of the unit cube, rows of the cube to parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .columns import COLUMNS, NOISE_TYPES, Branch, branches
+from .parameters import DegradationParameters, FinalParameters, StageParameters
+from .philox import as_ids, uniforms, words
+from .space import DegradationSpace
+
+__all__ = ["ROW", "draw_cube", "draw_rows", "draw_seeds", "parameters_from_cube"]
+
+ROW = 40
+"""Random words that one draw of one id takes: 38 for the cube, one to choose a box, one for the noise seed."""
+
+Ids = Sequence[int] | Tensor
+"""Sample ids: whole numbers >= 0, any order, repeats allowed."""
+
+
+def draw_rows(
+    ids: Ids, seed: int, stream: int = 0, attempt: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All that one draw of every id is made of.
+
+    Args:
+        ids: Sample ids, `[B]`.
+        seed: Whole number in [0, 2**64).
+        stream: Whole number in [0, 2**32), for draws that must not share numbers (training 0, validation 1, ...).
+        attempt: Which draw of the id, for rejection at the level of parameters.
+
+    Returns:
+        The cube `[B, 38]` float64, a further uniform `[B]` float64, and the noise seeds `[B]` int64.
+    """
+    row = words(as_ids(ids), seed, stream, ROW, start=ROW * attempt)
+    seeds = torch.from_numpy((row[:, -1] >> np.uint64(1)).astype(np.int64))
+    numbers = uniforms(row[:, :-1])
+    return numbers[:, : len(COLUMNS)].contiguous(), numbers[:, -1].contiguous(), seeds
+
+
+def draw_cube(ids: Ids, seed: int, stream: int = 0) -> Tensor:
+    """Uniform rows of the unit cube, a pure function of (seed, stream, id): any row can be made alone.
+
+    Args:
+        ids: Sample ids, `[B]`.
+        seed: Whole number in [0, 2**64).
+        stream: Whole number in [0, 2**32).
+
+    Returns:
+        `[B, 38]` float64 in [0, 1), on the CPU.
+
+    Raises:
+        TypeError: Ids, seed or stream that are no whole numbers.
+        ValueError: Ids, seed or stream out of range.
+    """
+    return draw_rows(ids, seed, stream)[0]
+
+
+def draw_seeds(ids: Ids, seed: int, stream: int = 0) -> Tensor:
+    """The keys of the noise fields of the same draw as `draw_cube`, `[B]` int64 >= 0."""
+    return draw_rows(ids, seed, stream)[2]
+
+
+class _Maps:
+    """Evaluates the maps of a space on rows of the cube."""
+
+    def __init__(self, space: DegradationSpace, cube: NDArray[np.float64]) -> None:
+        self.maps: Mapping[str, tuple[Branch, ...]] = branches(space)
+        self.column = {name: cube[:, i] for i, name in enumerate(COLUMNS)}
+        self.rows = len(cube)
+
+    def real(self, name: str, otherwise: float = 0.0) -> Tensor:
+        value = np.full(self.rows, otherwise)
+        for piece in self.maps[name]:
+            inside = np.ones(self.rows, dtype=bool)
+            for column, (low, high) in piece.where.items():
+                v = self.column[column]
+                inside &= (v >= float(low)) & (v < float(high))
+            if piece.column is None:
+                value[inside] = piece.low
+            else:
+                low, high = (float(edge) for edge in piece.where[piece.column])
+                at = (self.column[piece.column][inside] - low) / (high - low)
+                value[inside] = piece.low + (piece.high - piece.low) * at
+        return torch.from_numpy(value)
+
+    def integer(self, name: str) -> Tensor:
+        return self.real(name).long()
+
+    def flag(self, name: str) -> Tensor:
+        return self.real(name).bool()
+
+    def stage(self, s: int) -> StageParameters:
+        noise_type = self.integer(f"noise_type_{s}")
+        sigma, scale = self.real(f"noise_sigma_{s}"), self.real(f"noise_scale_{s}")
+        return StageParameters(
+            blur=self.flag(f"blur_{s}"),
+            kernel_size=self.integer(f"kernel_size_{s}"),
+            sinc=self.flag(f"sinc_{s}"),
+            family=self.integer(f"family_{s}"),
+            sigma_x=self.real(f"sigma_x_{s}"),
+            sigma_y=self.real(f"sigma_y_{s}"),
+            rotation=self.real(f"rotation_{s}"),
+            beta=self.real(f"beta_{s}"),
+            omega=self.real(f"omega_{s}"),
+            resize_scale=self.real(f"resize_scale_{s}"),
+            resize_mode=self.integer(f"resize_mode_{s}"),
+            noise_type=noise_type,
+            noise_level=self.real(f"noise_level_{s}"),
+            noise_strength=torch.where(noise_type == NOISE_TYPES.index("gaussian"), sigma, scale),
+            gray_noise=self.flag(f"gray_noise_{s}"),
+            jpeg=self.flag(f"jpeg_{s}"),
+            jpeg_quality=self.real(f"jpeg_quality_{s}", otherwise=100.0),
+        )
+
+    def final(self) -> FinalParameters:
+        return FinalParameters(
+            sinc=self.flag("final_sinc"),
+            kernel_size=self.integer("final_kernel_size"),
+            omega=self.real("final_omega"),
+            before_jpeg=self.flag("final_sinc_before_jpeg"),
+            resize_mode=self.integer("final_resize_mode"),
+        )
+
+
+def parameters_from_cube(
+    space: DegradationSpace, cube: Tensor, seeds: Tensor
+) -> DegradationParameters:
+    """The parameters that rows of the unit cube stand for.
+
+    Args:
+        space: The distribution.
+        cube: `[B, 38]` float64 in [0, 1), columns in the order of `COLUMNS`.
+        seeds: Keys of the noise fields, `[B]` int64.
+
+    Raises:
+        TypeError: `cube` is not float64 or `seeds` not int64.
+        ValueError: Wrong shapes, or values of `cube` outside [0, 1).
+    """
+    if cube.dtype != torch.float64 or seeds.dtype != torch.int64:
+        raise TypeError(
+            f"expected `cube` in float64 and `seeds` in int64, got {cube.dtype} and {seeds.dtype}; "
+            "write cube.double() and seeds.long()"
+        )
+    if cube.ndim != 2 or cube.shape[1] != len(COLUMNS) or seeds.shape != cube.shape[:1]:
+        raise ValueError(
+            f"expected `cube` of shape [B, {len(COLUMNS)}] and `seeds` of shape [B], got "
+            f"{list(cube.shape)} and {list(seeds.shape)}; write cube[None] for a single row"
+        )
+    cube, seeds = cube.cpu(), seeds.cpu()
+    if not bool(((cube >= 0) & (cube < 1)).all()):
+        raise ValueError(
+            f"expected `cube` in [0, 1), got values from {cube.min():g} to {cube.max():g}; "
+            "write draw_cube(ids, seed)"
+        )
+    maps = _Maps(space, cube.numpy())
+    return DegradationParameters(
+        scale=space.scale,
+        first=maps.stage(1),
+        second=maps.stage(2),
+        final=maps.final(),
+        cube=cube,
+        seed=seeds,
+    )
