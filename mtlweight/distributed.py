@@ -1,4 +1,4 @@
-"""The one rule of distributed training here: what enters a strategy is averaged over ranks first."""
+"""The one rule of distributed training: what enters a strategy is averaged over ranks first."""
 
 from __future__ import annotations
 

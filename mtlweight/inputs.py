@@ -76,8 +76,8 @@ def by_task(tasks: tuple[str, ...], given: Any, what: str) -> dict[str, Any]:
         )
     if shape != [len(tasks)]:
         raise ValueError(
-            f"{what} must be [{len(tasks)}], one for each of {', '.join(tasks)}, got {shape}. To leave "
-            "tasks out, give a mapping from task name."
+            f"{what} must be [{len(tasks)}], one for each of {', '.join(tasks)}, got {shape}. To "
+            "leave tasks out, give a mapping from task name."
         )
     return dict(zip(tasks, given, strict=True))
 
@@ -98,8 +98,8 @@ def read_losses(tasks: tuple[str, ...], losses: Losses, *, training: bool) -> St
     for name, other in devices.items():
         if other != device:
             raise ValueError(
-                f"The loss of task {name!r} is on {other}, that of task {first!r} on {device}: move "
-                "them to one device."
+                f"The loss of task {name!r} is on {other}, that of task {first!r} on {device}: "
+                "move them to one device."
             )
     if training:
         _check_attached(named)
@@ -127,37 +127,38 @@ def _check_type(name: str, loss: Any) -> None:
         )
     if loss.numel() != 1:
         raise ValueError(
-            f"The loss of task {name!r} has shape {list(loss.shape)}, not []: reduce it first, as in "
-            "loss.mean()."
+            f"The loss of task {name!r} has shape {list(loss.shape)}, not []: reduce it first, as "
+            "in loss.mean()."
         )
 
 
 def _check_attached(named: Mapping[str, Tensor]) -> None:
     if not torch.is_grad_enabled():
         raise RuntimeError(
-            "A strategy in training mode was called under torch.no_grad(): call it with autograd on, "
-            "or put it into strategy.eval() to read a loss without training on it."
+            "A strategy in training mode was called under torch.no_grad(): call it with autograd "
+            "on, or put it into strategy.eval() to read a loss without training on it."
         )
     for name, loss in named.items():
         if not loss.requires_grad:
             raise ValueError(
-                f"The loss of task {name!r} is detached ({float(loss)!r} carries no gradient): give it as "
-                "the network returned it, without .detach(), .item() or torch.no_grad()."
+                f"The loss of task {name!r} is detached ({float(loss)!r} carries no gradient): "
+                "give it as the network returned it, without .detach(), .item() or torch.no_grad()."
                 if not loss.is_meta
                 else f"The loss of task {name!r} is detached and carries no gradient."
             )
         if _is_freed(loss):
             raise RuntimeError(
-                f"The graph of the loss of task {name!r} was freed by an earlier backward: compute the "
-                "losses anew for every step, or call the earlier backward with retain_graph=True."
+                f"The graph of the loss of task {name!r} was freed by an earlier backward: "
+                "compute the losses anew for every step, or call the earlier backward with "
+                "retain_graph=True."
             )
 
 
 def _roots(losses: Losses, named: Mapping[str, Tensor]) -> list[Root]:
     """Returns what to differentiate for each task.
 
-    The elements of a stacked tensor are followed to what was stacked, or else each task would seem to
-    depend on the heads of all.
+    The elements of a stacked tensor are followed to what was stacked, or else each task would seem
+    to depend on the heads of all.
     """
     if isinstance(losses, Tensor) and losses.ndim == 1 and losses.grad_fn is not None:
         node = losses.grad_fn
@@ -203,15 +204,18 @@ def describe_bad_loss(
         name = f"The loss of task {tasks[task]!r} is {value!r}"
         if value != value or value in (float("inf"), float("-inf")):
             return (
-                f"{name}: nothing can be learned from it. Skip this batch, or leave the task out of "
-                "the mapping; torch.autograd.set_detect_anomaly(True) shows where it comes from."
+                f"{name}: nothing can be learned from it. Skip this batch, or leave the task out "
+                "of the mapping; torch.autograd.set_detect_anomaly(True) shows where it comes from."
             )
         if abs(value) > limit:
-            return f"{name}, above {limit:.2g}: the squares of its gradients overflow. Scale or clip the loss."
+            return (
+                f"{name}, above {limit:.2g}: the squares of its gradients overflow. Scale or clip "
+                "the loss."
+            )
         if value < lowest:
             return (
-                f"{name}, and this strategy takes its logarithm: add a constant that makes every loss "
-                "non-negative, or choose a strategy that is not geometric."
+                f"{name}, and this strategy takes its logarithm: add a constant that makes every "
+                "loss non-negative, or choose a strategy that is not geometric."
             )
     raise AssertionError("no loss is bad")
 
@@ -238,8 +242,8 @@ def read_metrics(
                 ) from None
         if not abs(metric) < float("inf"):
             raise ValueError(
-                f"{what} of task {name!r} is {metric!r}: it must be finite. Leave the task out of the "
-                "mapping to go on with its previous one."
+                f"{what} of task {name!r} is {metric!r}: it must be finite. Leave the task out of "
+                "the mapping to go on with its previous one."
             )
         numbers[name] = float(metric)
     return numbers

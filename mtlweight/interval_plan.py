@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .pools import Pools
 from .quotas import quotas as split_by_largest_remainder
 
-__all__ = ["IntervalPlan", "Pools", "SampleKey", "plan_interval", "stratify"]
+__all__ = ["IntervalPlan", "SampleKey", "plan_interval", "stratify"]
 
 _BITS = (1 << 63) - 1
 # What the random numbers drawn from one seed are for, so that no two uses share a stream.
@@ -35,7 +36,7 @@ class SampleKey(int):
     seed: int
 
     def __new__(cls, index: int, task: int, seed: int) -> SampleKey:
-        """Makes a key; an int is fixed before `__init__`."""
+        """Makes a key (an int is fixed before `__init__`)."""
         key = super().__new__(cls, index)
         key.task = task
         key.seed = seed
@@ -46,19 +47,6 @@ class SampleKey(int):
 
     def __repr__(self) -> str:
         return f"SampleKey({int(self)}, task={self.task}, seed={self.seed})"
-
-
-@dataclass(frozen=True)
-class Pools:
-    """What there is to draw from.
-
-    Attributes:
-        members: The dataset indices of each pool, each int64 `[n]`.
-        of_task: The pool of each task, `[T]`: one each, or the same one for all.
-    """
-
-    members: list[Tensor]
-    of_task: list[int]
 
 
 @dataclass(frozen=True)

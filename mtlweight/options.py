@@ -135,13 +135,14 @@ S = TypeVar("S")
 
 
 def checked(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
-    """Makes a strategy's constructor check its options, whoever calls it: code, registry, config."""
+    """Makes a strategy's constructor check its options, whoever calls it."""
 
     @functools.wraps(init)
     def checked_init(self: S, *args: P.args, **kwargs: P.kwargs) -> None:
         cls = type(self)
         if cls.__init__ is not checked_init:  # called by a subclass, which has checked
-            return init(self, *args, **kwargs)
+            init(self, *args, **kwargs)
+            return
         options: dict[str, Any] = dict(kwargs)
         given = list(args)
         first = list(inspect.signature(cls.__init__).parameters)[1]  # `tasks`, or what is wrapped
@@ -154,10 +155,10 @@ def checked(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, 
         ]
         if len(given) - 1 > len(positional):
             raise OptionError(
-                f"{cls.__name__} takes {', '.join([first, *positional])} by position and everything else "
-                f"by name, got {given!r}."
+                f"{cls.__name__} takes {', '.join([first, *positional])} by position and "
+                f"everything else by name, got {given!r}."
             )
         options |= dict(zip(positional, given[1:], strict=False))
-        return init(self, given[0], **check_options(cls, options))  # type: ignore[call-arg, arg-type]
+        init(self, given[0], **check_options(cls, options))  # type: ignore[call-arg, arg-type]
 
     return checked_init

@@ -16,8 +16,8 @@ GROUP = "mtlweight.strategies"
 def available() -> dict[str, type[Strategy]]:
     """Returns every strategy by name: ours, and those of installed packages.
 
-    Another package adds its own by an entry point of the group `mtlweight.strategies`. Names of ours
-    can't be taken by others.
+    Another package adds its own by an entry point of the group `mtlweight.strategies`. Names of
+    ours can't be taken by others.
 
     Raises:
         ImportError: An entry point can't be loaded.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import Sampler
 
-from .interval_plan import IntervalPlan, Pools, SampleKey, plan_interval
+from .interval_plan import IntervalPlan, SampleKey, plan_interval
+from .pools import Pools
 from .quotas import QuotaCarry, checked_weights, quotas, whole
 
 __all__ = ["QuotaSampler", "SampleKey"]
@@ -19,7 +19,7 @@ Batch = TypeVar("Batch")
 
 
 class QuotaSampler(Sampler[list[SampleKey]]):
-    r"""Spends task weights on data: every interval holds exactly $N_i \approx w_i N$ samples.
+    r"""Spends task weights on data: every interval holds $N_i = w_i N$ samples, to the integer.
 
     ```python
     sampler = QuotaSampler(task_of_sample, num_samples=6400, batch_size=32)
@@ -31,8 +31,8 @@ class QuotaSampler(Sampler[list[SampleKey]]):
     ```
 
     One pass over the loader is one interval. Its plan is a pure function of the seed, the number
-    of the interval, the quotas and the number of samples drawn so far, so it depends on neither
-    workers nor ranks.
+    of the interval, the quotas and the number of samples drawn so far; workers and ranks don't
+    enter it.
 
     - Quotas sum to `num_samples`, and their rounding error is carried (`mtlweight.quotas`).
     - Every batch holds its share of every task within one sample.
@@ -40,11 +40,14 @@ class QuotaSampler(Sampler[list[SampleKey]]):
     - Every rank takes its part of the same global batches.
     - New weights take effect at the next interval: a running one, and what workers have
       prefetched of it, stays as planned.
-    - Position: iterating goes on where the last iteration stopped. A loop that breaks off gets the
-      remaining batches of the interval next, and so does one that resumes from `state_dict`.
+    - An iteration goes on where the last one stopped: a loop that broke off gets the remaining
+      batches of the interval, and so does one that resumes from `state_dict`.
 
-    Read `mtlweight.QuotaSampler.track` before resuming in the middle of an interval with workers.
-    The sampler shards by itself: don't let a framework shard it again (Lightning:
+    Resuming is exact if the batches that the loop has taken are counted: wrap the loader in
+    `track`. Without it the sampler counts what it hands out, which is the same with
+    `num_workers=0`, but ahead of the loop by what workers have prefetched otherwise.
+
+    The sampler shards by itself; don't let a framework shard it again (Lightning:
     `use_distributed_sampler=False`; Accelerate: leave the loader out of `prepare`).
 
     Args:
@@ -81,35 +84,8 @@ class QuotaSampler(Sampler[list[SampleKey]]):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        tasks = torch.as_tensor(task_of_sample).detach().cpu()
-        if tasks.ndim != 1 or len(tasks) == 0:
-            raise ValueError(
-                f"`task_of_sample` must be of shape [D], D >= 1, got {list(tasks.shape)}."
-            )
-        if tasks.is_floating_point() or tasks.is_complex() or tasks.dtype == torch.bool:
-            raise TypeError(f"`task_of_sample` must be integer task ids, got {tasks.dtype}.")
-        tasks = tasks.long()
-        lowest, highest = int(tasks.min()), int(tasks.max())
-        labels = _labels("names", highest + 1 if names is None else names)
-        if lowest < 0 or highest >= len(labels):
-            raise ValueError(
-                f"`task_of_sample` must be ids from 0 to {len(labels) - 1}, got "
-                f"{lowest if lowest < 0 else highest}."
-            )
-        members = [torch.where(tasks == task)[0] for task in range(len(labels))]
-        for label, of_task in zip(labels, members, strict=True):
-            if len(of_task) == 0:
-                raise ValueError(
-                    f"`task_of_sample` must have samples of every task, got none of {label!r}; "
-                    "leave the task out and number the others from 0."
-                )
-        self._set_up(
-            Pools(members, list(range(len(labels)))),
-            dataset=f"{len(tasks)} samples, checksum {zlib.crc32(tasks.numpy().tobytes()):08x}",
-            names=labels,
-            sizes=(num_samples, batch_size, seed, minimum),
-            ranks=(rank, world_size),
-        )
+        pools = Pools.of_labels(task_of_sample, names)
+        self._set_up(pools, num_samples, batch_size, seed, minimum, rank, world_size)
 
     @classmethod
     def for_generated(
@@ -127,7 +103,7 @@ class QuotaSampler(Sampler[list[SampleKey]]):
         """Makes a sampler for data where every sample can serve every task.
 
         In super-resolution the degradation makes the task: a key pairs an image with a task, and
-        the two are independent. The images run shuffled over the whole set, none again before all
+        the two are independent. The images come shuffled over the whole set, none again before all
         are used up, across tasks and intervals.
 
         Args:
@@ -148,52 +124,60 @@ class QuotaSampler(Sampler[list[SampleKey]]):
             ValueError: If sizes don't fit.
         """
         sampler = cls.__new__(cls)
-        size = whole("dataset_size", dataset_size, least=1)
-        labels = _labels("tasks", tasks)
-        sampler._set_up(
-            Pools([torch.arange(size)], [0] * len(labels)),
-            dataset=f"{size} samples for every task",
-            names=labels,
-            sizes=(num_samples, batch_size, seed, minimum),
-            ranks=(rank, world_size),
-        )
+        pools = Pools.for_every_task(dataset_size, tasks)
+        sampler._set_up(pools, num_samples, batch_size, seed, minimum, rank, world_size)
         return sampler
 
     def _set_up(
         self,
         pools: Pools,
-        *,
-        dataset: str,
-        names: list[str],
-        sizes: tuple[int, int, int, int],
-        ranks: tuple[int | None, int | None],
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        minimum: int,
+        rank: int | None,
+        world_size: int | None,
     ) -> None:
-        self.names = names
-        self.num_samples = whole("num_samples", sizes[0], least=1)
-        self.batch_size = whole("batch_size", sizes[1], least=1)
-        self.seed = whole("seed", sizes[2], least=0)
-        self.minimum = whole("minimum", sizes[3], least=0)
+        self.num_samples = whole("num_samples", num_samples, least=1)
+        self.batch_size = whole("batch_size", batch_size, least=1)
+        self.seed = whole("seed", seed, least=0)
+        self.minimum = whole("minimum", minimum, least=0)
+        self.names = pools.names
         self._pools = pools
-        self._dataset = dataset
-        self._ranks = ranks
-        if any(value is not None for value in ranks):
+        if (rank is None) != (world_size is None):
+            raise ValueError(
+                f"`rank` and `world_size` go together: got {rank} and {world_size}; give both, or "
+                "neither to take those of torch.distributed."
+            )
+        self._ranks = None
+        if rank is not None and world_size is not None:
+            self._ranks = (
+                whole("rank", rank, least=0),
+                whole("world_size", world_size, least=1),
+            )
             self._rank_and_world_size()
-        self._interval = 0
-        self._consumed = 0  # batches of this interval that the training loop has taken
-        self._drawn = [0] * len(pools.members)  # before this interval
-        self._carry = QuotaCarry(len(names))  # before this interval
-        self._weights = torch.ones(len(names), dtype=torch.float64)
-        self._running = False  # an iteration has begun, so the quotas are settled
-        self._resumed = False  # the position was loaded, and no iteration has begun since
-        self._tracked = False  # `track` counts, not the sampler
-        self._iteration = 0  # the latest iteration; an older one may not go on
+        self._num_batches = -(-self.num_samples // self.batch_size)
         self._length = self._num_batches
-        self._charged, self._quotas = self._apportion()
+        self._interval = 0
+        self._consumed = 0  # batches of the interval that the loop has taken
+        self._drawn = [0] * len(pools.members)  # samples of each pool, before the interval
+        self._carry = QuotaCarry(len(self.names))  # before the interval
+        self._weights = torch.ones(len(self.names), dtype=torch.float64)
+        self._running = False  # an iteration has begun: the quotas stand
+        self._resumed = False  # a position was loaded, and no iteration has begun since
+        self._tracked = False  # `track` counts the batches
+        self._iteration = 0  # changes whenever iterations that began before are void
+        self._apportion()
 
     @property
     def interval(self) -> int:
-        """The number of the interval that runs or, between two, comes next; from 0."""
+        """The number, from 0, of the interval that runs or, between two, comes next."""
         return self._interval
+
+    @property
+    def consumed(self) -> int:
+        """How many batches of the interval the training loop has taken."""
+        return self._consumed
 
     @property
     def quotas(self) -> Tensor:
@@ -205,19 +189,18 @@ class QuotaSampler(Sampler[list[SampleKey]]):
         """The quotas by task name."""
         return dict(zip(self.names, self._quotas.tolist(), strict=True))
 
-    @property
-    def consumed(self) -> int:
-        """How many batches of the interval the training loop has taken."""
-        return self._consumed
-
     def set_weights(self, weights: Tensor | Sequence[float] | Mapping[str, float]) -> None:
-        """Sets the weights that quotas follow from the next interval on.
+        """Sets the weights that the quotas follow from the next interval on.
+
+        Before the first batch of an interval is asked for, that is this interval; once all its
+        batches have been handed out, it is over.
 
         Args:
             weights: By task name, or `[T]` in order of id; non-negative, finite, not all zero, of
                 any scale. A tensor on an accelerator is waited for.
 
         Raises:
+            TypeError: If the weights aren't numbers.
             ValueError: If a weight is invalid or missing; the old ones stay.
         """
         if isinstance(weights, Mapping):
@@ -236,13 +219,13 @@ class QuotaSampler(Sampler[list[SampleKey]]):
         if self._consumed == self._num_batches:
             self._close()
         elif not self._running:
-            self._charged, self._quotas = self._apportion()
+            self._apportion()
 
     def plan(self) -> IntervalPlan:
-        """Returns the plan of the interval that runs or comes next; `plan().batch(step)` reads it.
+        """Returns the plan of the interval that runs or comes next, over all ranks.
 
         Returns:
-            The whole plan over all ranks, from the first batch of the interval.
+            The plan from the first batch of the interval; `plan().batch(step)` reads it.
         """
         return plan_interval(
             self._pools,
@@ -256,36 +239,196 @@ class QuotaSampler(Sampler[list[SampleKey]]):
     def __len__(self) -> int:
         """The number of batches of the iteration that runs or comes next.
 
-        That is a whole interval, except right after a resume or a loop that broke off: then the
-        batches that remain.
+        That is those of a whole interval, except right after a resume or a loop that broke off:
+        then those that remain.
         """
         return self._length
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        rank, world_size = self._rank_and_world_size()
-        # A loop that knows the length may never ask for more; a resumed one shall end its interval.
+        ranks = self._rank_and_world_size()
+        # A loop that knows the length needn't ask for the end. One that was resumed at the last
+        # batch still has to: its interval ends with an empty iteration, and what follows it.
         if self._consumed == self._num_batches and not self._resumed:
             self._close()
         self._iteration += 1
         self._running, self._resumed = True, False
         self._length = self._num_batches - self._consumed
-        return self._batches(self._iteration, not self._tracked, rank, world_size)
+        return self._batches(self.plan(), self._consumed, self._iteration, ranks, self._tracked)
 
     def _batches(
-        self, iteration: int, counts: bool, rank: int, world_size: int
+        self,
+        plan: IntervalPlan,
+        first: int,
+        iteration: int,
+        ranks: tuple[int, int],
+        tracked: bool,
     ) -> Iterator[list[SampleKey]]:
-        plan = self.plan()
         try:
-            for step in range(self._consumed, len(plan)):
-                if self._iteration != iteration and self._interval_of_plan(plan):
-                    raise RuntimeError(
-                        "This iteration of QuotaSampler is over: a newer one has begun or a state "
-                        "was loaded since. Iterate over the loader anew."
-                    )
-                if counts:
+            for step in range(first, len(plan)):
+                self._refuse_stale(iteration)
+                if not tracked:
                     self._consumed = step + 1
-                yield plan.batch(step, rank, world_size)
-            if counts:
+                yield plan.batch(step, *ranks)
+            if not tracked and iteration == self._iteration:
                 self._close()
         finally:
-            pass
+            if not tracked and iteration == self._iteration:
+                self._length = self._num_batches - self._consumed
+
+    def track(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """Yields the batches of a loader over this sampler, and counts those the loop has taken.
+
+        A batch counts as soon as the loop has it: save after its step. Workers may prefetch as
+        they like; a resume continues with the first batch that the loop hadn't taken, under any
+        number of workers and ranks.
+
+        Args:
+            loader: A loader with `batch_sampler=self`.
+
+        Yields:
+            The batches of the loader.
+
+        Raises:
+            ValueError: If the loader doesn't use this sampler.
+            RuntimeError: If the loader gives more or fewer batches than the interval holds (a
+                framework shards or pads it), or another iteration begins before this one ends.
+        """
+        before = self._iteration
+        iteration = None
+        self._tracked = True
+        try:
+            for batch in loader:
+                iteration = self._iteration if iteration is None else iteration
+                self._refuse_foreign(iteration == before)
+                self._refuse_stale(iteration)
+                if self._consumed == self._num_batches:
+                    self._refuse_length("more than")
+                self._consumed += 1
+                yield batch
+            iteration = self._iteration if iteration is None else iteration
+            self._refuse_foreign(iteration == before)
+            if iteration == self._iteration:
+                if self._consumed < self._num_batches:
+                    self._refuse_length(f"{self._consumed} of")
+                self._close()
+        finally:
+            self._tracked = False
+            if iteration == self._iteration:
+                self._length = self._num_batches - self._consumed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state, down to the position inside the interval, in plain containers.
+
+        Returns:
+            Numbers, strings and lists; `torch.load(weights_only=True)` takes them.
+        """
+        return {
+            **self._identity(),
+            "interval": self._interval,
+            "consumed": self._consumed,
+            "drawn": list(self._drawn),
+            "quotas": self._quotas.tolist(),
+            "weights": self._weights.tolist(),
+            "owed_before": list(self._carry.owed),
+            "owed_after": list(self._charged.owed),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state; the next iteration yields the batches that remain of its interval.
+
+        If none remain, that iteration is empty, so that what follows an interval in the training
+        loop is made up for. The number of ranks and workers may differ from when it was saved.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            ValueError: If it is the state of another sampler; this one stays as it is.
+        """
+        own = self.state_dict()
+        if set(state) != set(own):
+            raise ValueError(
+                f"`state` must hold the entries {sorted(own)}, got {sorted(state)}; load what "
+                "QuotaSampler.state_dict() returned."
+            )
+        for entry, value in self._identity().items():
+            if state[entry] != value:
+                raise ValueError(
+                    f"`state` must be of a sampler like this one: its {entry} is {state[entry]!r}, "
+                    f"here it is {value!r}."
+                )
+        self._interval = state["interval"]
+        self._consumed = state["consumed"]
+        self._drawn = list(state["drawn"])
+        self._quotas = torch.tensor(state["quotas"], dtype=torch.int64)
+        self._weights = torch.tensor(state["weights"], dtype=torch.float64)
+        self._carry.owed = list(state["owed_before"])
+        self._charged.owed = list(state["owed_after"])
+        self._running = self._consumed > 0
+        self._resumed = True
+        self._iteration += 1
+        self._length = self._num_batches - self._consumed
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "names": list(self.names),
+            "dataset": self._pools.description,
+            "num_samples": self.num_samples,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    def _apportion(self) -> None:
+        charged = self._carry.copy()
+        self._quotas = quotas(self._weights, self.num_samples, self.minimum, charged)
+        self._charged = charged
+
+    def _close(self) -> None:
+        """Ends the interval."""
+        for task, pool in enumerate(self._pools.of_task):
+            self._drawn[pool] += int(self._quotas[task])
+        self._carry = self._charged
+        self._interval += 1
+        self._iteration += 1
+        self._consumed = 0
+        self._running = self._resumed = False
+        self._length = self._num_batches
+        self._apportion()
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        rank, world_size = self._ranks or (0, 1)
+        if self._ranks is None and distributed.is_available() and distributed.is_initialized():
+            rank, world_size = distributed.get_rank(), distributed.get_world_size()
+        if rank >= world_size:
+            raise ValueError(f"`rank` must be below `world_size` = {world_size}, got {rank}.")
+        for what, size in (
+            ("`batch_size`", self.batch_size),
+            ("the last batch, `num_samples` % `batch_size`,", self.num_samples % self.batch_size),
+        ):
+            if size % world_size:
+                raise ValueError(
+                    f"Every global batch must divide evenly among the ranks: {what} is {size}, "
+                    f"`world_size` is {world_size}; change `batch_size` or `num_samples`."
+                )
+        return rank, world_size
+
+    def _refuse_stale(self, iteration: int) -> None:
+        if iteration != self._iteration:
+            raise RuntimeError(
+                "This iteration over a QuotaSampler is over: another one began, or a state was "
+                "loaded, since. Iterate over the loader anew."
+            )
+
+    def _refuse_foreign(self, foreign: bool) -> None:
+        if foreign:
+            raise ValueError(
+                "`loader` must draw from this sampler; make it with DataLoader(dataset, "
+                "batch_sampler=sampler)."
+            )
+
+    def _refuse_length(self, got: str) -> None:
+        raise RuntimeError(
+            f"The loader gave {got} the {self._num_batches} batches of the interval: something "
+            "shards or pads it again. Hand it to the loop as it is (Lightning: "
+            "use_distributed_sampler=False; Accelerate: leave it out of `prepare`)."
+        )

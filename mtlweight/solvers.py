@@ -11,7 +11,8 @@ def min_norm_point(gram: Tensor) -> Tensor:
 
     $$\operatorname*{arg\,min}_{w \ge 0,\ \sum_i w_i = 1} w^\top G w$$
 
-    by Wolfe's active set method: finite and exact, also for vectors that repeat or oppose each other.
+    by Wolfe's active set method: finite and exact, also for vectors that repeat or oppose each
+    other.
 
     Args:
         gram: Their inner products G, `[T, T]`, float64, positive semi-definite.

@@ -31,11 +31,11 @@ from mtlweight.task_gradients import Shared, SharedLeaves, TaskGradients, task_g
 class Strategy(nn.Module, ABC):
     """Turns the losses of T tasks into the one scalar to call `backward` on.
 
-    A strategy is a loss module whose input is losses. Call it once per step, and `end_epoch` once per
-    epoch: a pass over the data, or the steps between two validations. Autocast, gradient scaling,
-    accumulation, `backward` and the optimizer stay in the training loop. What a strategy does not
-    read it ignores, so the same loop runs them all. In `eval()` it draws and records nothing, and
-    returns the losses weighted as they were last.
+    A strategy is a loss module whose input is losses. Call it once per step, and `end_epoch` once
+    per epoch: a pass over the data, or the steps between two validations. Autocast, gradient
+    scaling, accumulation, `backward` and the optimizer stay in the training loop. What a strategy
+    does not read it ignores, so the same loop runs them all. In `eval()` it draws and records
+    nothing, and returns the losses weighted as they were last.
 
     Args:
         tasks: The names of the tasks, or their number.
@@ -44,8 +44,8 @@ class Strategy(nn.Module, ABC):
     Attributes:
         tasks: The names of the T tasks.
         weights: The weight of each task's loss in the gradient of the latest call, zero for tasks
-            absent from it; after `end_epoch` what the next epoch should be spent by, which for weights
-            that change every step is their mean over the epoch. `[T]`, float32.
+            absent from it; after `end_epoch` what the next epoch should be spent by, which for
+            weights that change every step is their mean over the epoch. `[T]`, float32.
         step: The number of training calls so far.
         epoch: The number of epochs closed.
         present: During a call, the tasks present: an index into what is kept per task.
@@ -57,7 +57,7 @@ class Strategy(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign, assignment]
 
     def __init__(self, tasks: Tasks, *, rescale: Rescale = "none", check: Check = "auto") -> None:
         super().__init__()
@@ -105,15 +105,16 @@ class Strategy(nn.Module, ABC):
     ) -> Tensor:
         """Returns the scalar whose gradient is the strategy's.
 
-        It is worth what the paper minimises where it minimises something, otherwise the weighted sum
-        of the losses; with a `rescale` always the latter.
+        It is worth what the paper minimises where it minimises something, otherwise the weighted
+        sum of the losses; with a `rescale` always the latter.
 
         Args:
             losses: The losses of this step: a mapping from task name, which leaves out tasks absent
                 from the batch, or a sequence or tensor `[T]` in the order of `tasks`.
             shared: What the tasks share: parameters, or features that the network returned. Only
                 strategies that read gradients read it; by default they find it in the graph.
-            counts: The number of samples behind each loss, where several ranks hold unequal numbers.
+            counts: The number of samples behind each loss, where several ranks hold unequal
+            numbers.
 
         Raises:
             ValueError: A loss is not finite, too large, negative where its logarithm is taken,
@@ -176,11 +177,11 @@ class Strategy(nn.Module, ABC):
         """Returns the scalar and the weights `[n]` of the tasks present on any rank."""
 
     def _check_values(self, step: Step) -> Tensor | None:
-        """Refuses bad losses at once where that costs no wait, else returns the flag that all are good."""
+        """Refuses bad losses at once where that costs no wait, else returns a flag of good ones."""
         index, seen = step.index, step.seen
         limit = torch.finfo(seen.dtype).max ** 0.5
         lowest = 0.0 if self.nonnegative_losses else -limit
-        good = ((seen <= limit) & (seen >= lowest)).all()
+        good: Tensor = ((seen <= limit) & (seen >= lowest)).all()
         if seen.is_cpu or self.check == "now":
             if not good:
                 raise ValueError(describe_bad_loss(self.tasks, index, seen, limit, lowest))
@@ -212,8 +213,8 @@ class Strategy(nn.Module, ABC):
         names = [self.tasks[i] for i in step.index]
         if len(step.roots) < len(names):
             raise ValueError(
-                f"{type(self).__name__} reads gradients, and one of the tasks {', '.join(names)} is "
-                "absent from this rank but present on another: give every rank each of them."
+                f"{type(self).__name__} reads gradients, and one of the tasks {', '.join(names)} "
+                "is absent from this rank but present on another: give every rank each of them."
             )
         gradients = task_gradients(
             step.roots,
@@ -228,8 +229,9 @@ class Strategy(nn.Module, ABC):
         for task, square in zip(names, gram.diagonal().tolist(), strict=True):
             if not square < float("inf"):
                 raise ValueError(
-                    f"The gradient of task {task!r} is not finite (its squared length is {square!r}): "
-                    "skip this batch; torch.autograd.set_detect_anomaly(True) shows where it comes from."
+                    f"The gradient of task {task!r} is not finite (its squared length is "
+                    f"{square!r}): skip this batch; torch.autograd.set_detect_anomaly(True) shows "
+                    "where it comes from."
                 )
         return gradients, gram
 
@@ -249,7 +251,8 @@ class Strategy(nn.Module, ABC):
         if saved is not None and tuple(saved["tasks"]) != self.tasks:
             raise ValueError(
                 f"The state of {type(self).__name__} was saved for the tasks {saved['tasks']}, and "
-                f"this strategy has {list(self.tasks)}: build it with the same tasks in the same order."
+                f"this strategy has {list(self.tasks)}: build it with the same tasks in the same "
+                "order."
             )
         for name in self.growing:
             if (buffer := state_dict.get(prefix + name)) is not None:
@@ -264,7 +267,7 @@ class Strategy(nn.Module, ABC):
             moved: Tensor = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        super()._apply(move, recurse)
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _follow(self, device: torch.device) -> None:
@@ -340,8 +343,8 @@ class LossStrategy(Strategy):
 class MetricStrategy(LossStrategy):
     """A strategy that reads validation metrics: its weights are constant from epoch to epoch.
 
-    They are uniform until the first `end_epoch(metrics)`. A task that a mapping of metrics leaves out
-    goes on with its previous metric.
+    They are uniform until the first `end_epoch(metrics)`. A task that a mapping of metrics leaves
+    out goes on with its previous metric.
 
     Args:
         tasks: The names of the tasks, or their number.
@@ -371,6 +374,7 @@ class MetricStrategy(LossStrategy):
         return None
 
     def scalarize(self, losses: Tensor) -> Tensor:
+        """Returns the weighted sum of the losses."""
         return (among(self.shares, self.present) * losses).sum()
 
     def close_epoch(self, metrics: Metrics | None) -> None:
@@ -386,8 +390,8 @@ class MetricStrategy(LossStrategy):
                 raise ValueError(f"The metric of task {task!r} is {metric!r}: {reason}.")
         if missing := [task for task in self.tasks if task not in new | self.metrics]:
             raise ValueError(
-                f"{type(self).__name__} has no metric of task {missing[0]!r} yet: the first metrics "
-                "must be those of all tasks."
+                f"{type(self).__name__} has no metric of task {missing[0]!r} yet: the first "
+                "metrics must be those of all tasks."
             )
         past = self.smoothing
         self.metrics = {

@@ -1,4 +1,4 @@
-"""Task gradients: the gradient of each loss, taken once, and sent on by the scalar that is returned.
+"""Task gradients: taken once for each loss, and sent on by the scalar that is returned.
 
 The only file that calls `torch.autograd.grad` on the network.
 """
@@ -24,8 +24,8 @@ Shared = Tensor | Iterable[Tensor]
 class SharedLeaves:
     """The leaves that at least two tasks were seen to share, in the order they were found.
 
-    A leaf stays shared in steps from which some of its tasks are absent. Holds no leaf alive, and is
-    found anew after a copy or a load, since the leaves are other ones then.
+    A leaf stays shared in steps from which some of its tasks are absent. Holds no leaf alive, and
+    is found anew after a copy or a load, since the leaves are other ones then.
     """
 
     def __init__(self) -> None:
@@ -51,8 +51,9 @@ class TaskGradients:
         rows: With respect to what the tasks share, flattened, `[n, P]`, float32 or float64.
         shared: What they share: leaves, or features.
         own: The leaves outside `shared`.
-        own_gradients: The gradient of each task with respect to each of `own`; None where unrelated.
-        complete: Whether `rows` and `own_gradients` hold all of the network's gradient. If not, the
+        own_gradients: The gradient of each task with respect to each of `own`; None where
+        unrelated. complete: Whether `rows` and `own_gradients` hold all of the network's gradient.
+        If not, the
             leaves below `shared` still wait for a backward of the weighted losses.
     """
 
@@ -125,12 +126,13 @@ def task_gradients(
     Args:
         roots: The losses of the n tasks present.
         names: Their names.
-        factors: What each loss is multiplied with, for ranks that hold unequal shares of a task, `[n]`.
-        shared: What the tasks share, parameters or features; by default the leaves of the graph that
-            two tasks reach.
+        factors: What multiplies each gradient, `[n]`.
+        shared: What the tasks share, parameters or features; by default the leaves of the graph
+            that two tasks reach.
         known: The leaves found to be shared so far; those of this step are added.
         weighted_heads: Whether every leaf gets the weighted sum of the task gradients. Then the
-            leaves below a given layer need no pass of their own: the caller's backward reaches them.
+            leaves below a given layer need no pass of their own: the caller's backward reaches
+            them.
         sole_task: Whether the strategy has a single task, which shares everything with itself.
 
     Raises:
@@ -146,7 +148,8 @@ def task_gradients(
         points = list(known)
         if not points and len(roots) > 1:
             warnings.warn(
-                f"The losses of {', '.join(names)} share no trainable leaf, so their gradients can't "
+                f"The losses of {', '.join(names)} share no trainable leaf, so their gradients "
+                "can't "
                 "conflict. Give `shared=` if the graph hides what they share.",
                 stacklevel=2,
             )
@@ -183,8 +186,8 @@ def task_gradients(
             own_gradients[i][task] = gradient
     if given is not None and unused:
         raise ValueError(
-            f"None of the losses of {', '.join(names)} depends on `shared`: give the very parameters or "
-            "features that the forward pass used, not a copy, or leave `shared` out."
+            f"None of the losses of {', '.join(names)} depends on `shared`: give the very "
+            "parameters or features that the forward pass used, not a copy, or leave `shared` out."
         )
     if world_size() > 1 and _all_leaves(points):
         rows = sum_over_ranks(rows) / world_size()
@@ -195,10 +198,10 @@ def task_gradients(
 
 
 def reached_leaves(roots: Sequence[Root], stops: Sequence[Tensor] = ()) -> list[tuple[Tensor, int]]:
-    """Returns the leaves of the graph, each with the set of roots that reach it, as bits of a number.
+    """Returns the leaves of the graph, each with the roots that reach it, as bits of a number.
 
-    Each node is visited once, however many roots reach it. Leaves come in the order in which they are
-    met on the way from the roots.
+    Each node is visited once, however many roots reach it. Leaves come in the order in which they
+    are met on the way from the roots.
     """
     nodes = [_node(root) for root in roots]
     ends = {_node(stop) for stop in stops}
@@ -243,8 +246,8 @@ def _as_list(shared: Shared) -> list[Tensor]:
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise TypeError(
-                f"`shared` holds {type(tensor).__name__}, not tensors: give encoder.parameters(), or the "
-                "features that the encoder returned."
+                f"`shared` holds {type(tensor).__name__}, not tensors: give encoder.parameters(), "
+                "or the features that the encoder returned."
             )
     kept = [tensor for tensor in tensors if tensor.requires_grad]
     if not kept:

@@ -28,8 +28,8 @@ class LogLosses(Strategy):
     Raises:
         ValueError: A loss is negative.
 
-    Source: Lin et al., *Dual-balancing for multi-task learning*, arXiv 2308.12029, section 3.1, where
-    it helps PCGrad, GradVac, IMTL-G, CAGrad, Nash-MTL and Aligned-MTL.
+    Source: Lin et al., *Dual-balancing for multi-task learning*, arXiv 2308.12029, section 3.1,
+    where it helps PCGrad, GradVac, IMTL-G, CAGrad, Nash-MTL and Aligned-MTL.
     """
 
     def __init__(self, inner: Strategy, *, epsilon: NonNegative = 1e-8) -> None:

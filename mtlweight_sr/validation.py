@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mtlweight_sr.data import Photographs
 from mtlweight_sr.degradation.parameters import DegradationParameters
-from mtlweight_sr.degradation.sampling import draw_cube, draw_seeds, parameters_from_cube
 from mtlweight_sr.tasks import TaskSpace
 from mtlweight_sr.validation_files import read_image, read_manifest, write_set
 
@@ -222,9 +221,7 @@ def _draw(
         for task, name in enumerate(task_space.names)
     }
     if natural:
-        cube = draw_cube(ids, seed, _NATURAL_STREAM)
-        seeds = draw_seeds(ids, seed, _NATURAL_STREAM)
-        draws[NATURAL] = parameters_from_cube(task_space.space, cube, seeds)
+        draws[NATURAL] = task_space.draw_natural(ids, seed, stream=_NATURAL_STREAM)
     return draws
 
 

@@ -23,10 +23,11 @@ class DTP(MetricStrategy):
 
     $$w_i = -(1-\kappa_i)^\gamma \log \kappa_i$$
 
-    with $\kappa_i$ the smoothed metric of task i (larger is better). The weights are as long as they
-    come, and one before the first metrics. $\kappa$ is used within [0.001, 0.999] (ours): a task at
-    zero keeps a finite weight, and one that is perfect keeps a little. The paper also weighs the
-    samples within a task by the same rule; that belongs to the loss, which is the user's.
+    with $\kappa_i$ the smoothed metric of task i (larger is better). The weights are as long as
+    they come, and one before the first metrics. $\kappa$ is used within [0.001, 0.999] (ours): a
+    task at zero keeps a finite weight, and one that is perfect keeps a little. The paper also
+    weighs the samples within a task by the same rule; that belongs to the loss, which is the
+    user's.
 
     Args:
         tasks: The names of the tasks, or their number.
@@ -70,11 +71,11 @@ class Achievement(MetricStrategy):
     $$w_i \propto \exp r_i, \qquad r_i = \Big(1 - \frac{m_i}{(1+\epsilon)\, p_i}\Big)^\gamma, \qquad
     \mathcal{L} = \prod_i L_i^{w_i}$$
 
-    with $m_i$ the smoothed metric of task i and $p_i$ its reference. Uniform until the first metrics.
-    As $r_i$ lies between 0 and 1, the authors' softmax is nearly flat; `normalization="sum"` is
-    steeper. Where the paper leaves a choice open, ours is: a task beyond its reference and margin
-    counts as having reached them (the power would grow again, or not exist); for a metric of which
-    less is better, $p_i / m_i$ stands for $m_i / p_i$.
+    with $m_i$ the smoothed metric of task i and $p_i$ its reference. Uniform until the first
+    metrics. As $r_i$ lies between 0 and 1, the authors' softmax is nearly flat;
+    `normalization="sum"` is steeper. Where the paper leaves a choice open, ours is: a task beyond
+    its reference and margin counts as having reached them (the power would grow again, or not
+    exist); for a metric of which less is better, $p_i / m_i$ stands for $m_i / p_i$.
 
     Args:
         tasks: The names of the tasks, or their number.
@@ -114,8 +115,8 @@ class Achievement(MetricStrategy):
         for task, reference in self.references.items():
             if reference <= 0:
                 raise OptionError(
-                    f"The reference of task {task!r} is {reference!r}: achievements are ratios, so it "
-                    "must be positive. FocalAchievement reads differences."
+                    f"The reference of task {task!r} is {reference!r}: achievements are ratios, "
+                    "so it must be positive. FocalAchievement reads differences."
                 )
         self.gamma = gamma
         self.margin = margin
@@ -150,7 +151,7 @@ class Achievement(MetricStrategy):
 
 
 class FocalAchievement(MetricStrategy):
-    r"""Focal achievement: favours the tasks whose metric lies furthest behind a single-task network.
+    r"""Focal achievement: favours the tasks furthest behind a network of their own.
 
     $$D_i = \text{reference}_i - \text{metric}_i, \qquad w = \operatorname{softmax}(\gamma D)$$
 

@@ -18,9 +18,9 @@ class DWA(LossStrategy):
 
     $$r_i = \bar L_i^{(e-1)} / \bar L_i^{(e-2)}, \qquad w = \operatorname{softmax}(r / \tau)$$
 
-    with $\bar L_i^{(e)}$ the mean unweighted loss of task i in epoch e; equal weights in the first two
-    epochs. The paper's weights sum to T (`rescale="tasks"`); ours to one. Ratios are kept within
-    [0, 10], and a task that is absent from an epoch keeps its last one (ours).
+    with $\bar L_i^{(e)}$ the mean unweighted loss of task i in epoch e; equal weights in the first
+    two epochs. The paper's weights sum to T (`rescale="tasks"`); ours to one. Ratios are kept
+    within [0, 10], and a task that is absent from an epoch keeps its last one (ours).
 
     Args:
         tasks: The names of the tasks, or their number.

@@ -32,8 +32,8 @@ class Fixed(LossStrategy):
 
     Args:
         tasks: The names of the tasks, or their number.
-        weights: $w$, non-negative and not all zero: a mapping from task name, or `[T]`. Taken as they
-            are; tasks absent from a batch do not change those of the others.
+        weights: $w$, non-negative and not all zero: a mapping from task name, or `[T]`. Taken as
+            they are; tasks absent from a batch do not change those of the others.
         options: See `Options`.
 
     Raises:

@@ -11,10 +11,10 @@ from mtlweight.strategy import GramStrategy
 class MGDA(GramStrategy):
     r"""Multiple-gradient descent: the shortest vector in the convex hull of the task gradients.
 
-    $$w = \operatorname*{arg\,min}_{w \ge 0,\ \sum_i w_i = 1} \Big\lVert \sum_i w_i g_i \Big\rVert^2$$
+    $$w = \arg\min_{w \ge 0,\ \sum_i w_i = 1} \Big\lVert \sum_i w_i g_i \Big\rVert^2$$
 
-    The step lowers every loss, or none can be lowered without raising another. A task whose gradient
-    vanishes stops the training of what is shared: that is the method. Solved exactly.
+    The step lowers every loss, or none can be lowered without raising another. A task whose
+    gradient vanishes stops the training of what is shared: that is the method. Solved exactly.
 
     Source: Désidéri, *Multiple-gradient descent algorithm*, C. R. Math. 2012; Sener & Koltun,
     *Multi-task learning as multi-objective optimization*, NeurIPS 2018, eq. 3.

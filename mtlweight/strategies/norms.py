@@ -22,8 +22,8 @@ class AvgNorm(GramStrategy):
 
     The paper takes $g_i$ with respect to the last layer of the shared backbone: give
     `shared=last_layer.parameters()`, which costs T short backward passes beside the usual one. By
-    default it is taken with respect to all that is shared (ours). The weights multiply whole losses,
-    heads included. A task without gradient gets the mean weight of the others.
+    default it is taken with respect to all that is shared (ours). The weights multiply whole
+    losses, heads included. A task without gradient gets the mean weight of the others.
 
     Args:
         tasks: The names of the tasks, or their number.
@@ -31,8 +31,8 @@ class AvgNorm(GramStrategy):
             \rVert$, `"mean_of_norms"` $\frac1T \sum \lVert g_j \rVert$, `"max_norm"`, or `"one"`.
         options: See `GradientOptions`.
 
-    Source: Guo et al., *Revisit the imbalance optimization in multi-task learning*, arXiv 2509.23915.
-    The rule reached us through reading notes of section V-F, not the paper's own page.
+    Source: Guo et al., *Revisit the imbalance optimization in multi-task learning*, arXiv
+    2509.23915. The rule reached us through reading notes of section V-F, not the paper's own page.
     """
 
     paper_weights_heads: ClassVar[bool] = True
@@ -60,18 +60,17 @@ class AvgNorm(GramStrategy):
 
 
 class DBMTL(GradientStrategy):
-    r"""Dual-balancing: balances the scales of the losses by their logarithm, and the lengths of the
-    gradients by their largest.
+    r"""Dual-balancing: the logarithms of the losses, and gradients as long as their longest.
 
     $$h_i = \nabla \log(L_i + \epsilon), \qquad
     \hat g_i \leftarrow \beta_k \hat g_i + (1-\beta_k) h_i, \qquad
     d = \max_j \lVert \hat g_j \rVert \sum_i \hat g_i / \lVert \hat g_i \rVert$$
 
-    with $\hat g_i = 0$ at the start and $\beta_k = \beta / k^\sigma$ in step k. Heads get $h_i$. Keeps T
-    gradients in memory, also in `state_dict()`, unless $\beta = 0$.
+    with $\hat g_i = 0$ at the start and $\beta_k = \beta / k^\sigma$ in step k. Heads get $h_i$.
+    Keeps T gradients in memory, also in `state_dict()`, unless $\beta = 0$.
 
-    The paper searches $\beta_k$ in {.1, .5, .9} and {.1, .5, .9} / √k for each data set; its own study
-    finds a constant .9, the default of the authors' library, the worst. Ours is .5 / √k.
+    The paper searches $\beta_k$ in {.1, .5, .9} and {.1, .5, .9} / √k for each data set; its own
+    study finds a constant .9, the default of the authors' library, the worst. Ours is .5 / √k.
 
     Args:
         tasks: The names of the tasks, or their number.
@@ -133,6 +132,7 @@ class DBMTL(GradientStrategy):
         if missing < 0:
             raise ValueError(
                 f"What the tasks share has {gradients.shape[1]} numbers in this step, and had "
-                f"{self.averages.shape[1]}: give `shared=encoder.parameters()`, the same in each step."
+                f"{self.averages.shape[1]}: give `shared=encoder.parameters()`, the same in each "
+                "step."
             )
         return F.pad(self.averages.to(gradients), (0, missing))

@@ -16,10 +16,11 @@ class PCGrad(GramStrategy):
 
     For each task i, from $v = g_i$, for the other tasks j in random order:
 
-    $$v \leftarrow v - \frac{v \cdot g_j}{\lVert g_j \rVert^2}\, g_j \quad \text{if } v \cdot g_j < 0$$
+    $$v \leftarrow v - \frac{v \cdot g_j}{\lVert g_j \rVert^2}\, g_j
+    \quad \text{if } v \cdot g_j < 0$$
 
-    and the step is the sum of the T results (the mean, with `rescale` left out, is a smaller learning
-    rate). Computed in the coefficients of $v = \sum_j c_j g_j$, for which the Gram matrix is enough.
+    and the step is the sum of the T results. Computed in the coefficients of
+    $v = \sum_j c_j g_j$, for which the Gram matrix is enough.
 
     Args:
         tasks: The names of the tasks, or their number.

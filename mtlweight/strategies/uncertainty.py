@@ -17,9 +17,9 @@ class UW(LossStrategy):
 
     $$\mathcal{L} = \tfrac12 \sum_i \big( e^{-s_i} L_i + s_i \big), \qquad w_i = \tfrac12 e^{-s_i}$$
 
-    At the optimum $e^{s_i} = L_i$. The strategy learns $s$ by itself, with an Adam of its own: nothing
-    to hand to the optimizer, and no weight decay that pulls the weights to one half. $s$ is used
-    within [-10, 10] (ours), so that a loss at or below zero does not run away with it.
+    At the optimum $e^{s_i} = L_i$. The strategy learns $s$ by itself, with an Adam of its own:
+    nothing to hand to the optimizer, and no weight decay that pulls the weights to one half. $s$ is
+    used within [-10, 10] (ours), so that a loss at or below zero does not run away with it.
 
     Args:
         tasks: The names of the tasks, or their number.
@@ -27,8 +27,8 @@ class UW(LossStrategy):
         initial: $s$ at the start.
         options: See `Options`.
 
-    Source: Kendall, Gal & Cipolla, *Multi-task learning using uncertainty to weigh losses*, CVPR 2018,
-    eq. 7, in the form for regression, for all tasks.
+    Source: Kendall, Gal & Cipolla, *Multi-task learning using uncertainty to weigh losses*, CVPR
+    2018, eq. 7, in the form for regression, for all tasks.
     """
 
     log_variances: Tensor
@@ -58,8 +58,8 @@ class IMTLL(LossStrategy):
 
     $$\mathcal{L} = \sum_i \big( e^{s_i} L_i - s_i \big), \qquad w_i = e^{s_i}$$
 
-    At the optimum $e^{s_i} L_i = 1$, where the gradient is that of $\sum_i \log L_i$. Starts as the sum
-    of the losses. Learns $s$ by itself, and uses it within [-10, 10], as `UW` does.
+    At the optimum $e^{s_i} L_i = 1$, where the gradient is that of $\sum_i \log L_i$. Starts as the
+    sum of the losses. Learns $s$ by itself, and uses it within [-10, 10], as `UW` does.
 
     Args:
         tasks: The names of the tasks, or their number.

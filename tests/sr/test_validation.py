@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mtlweight_sr.data import BundledPhotographs, PhotographFolder
+from mtlweight_sr.degradation import degrade
+from mtlweight_sr.tasks import TaskSpace, preset
+from mtlweight_sr.validation import ValidationSet
+
+
+@pytest.fixture(scope="module")
+def space() -> TaskSpace:
+    return preset("paper4")
+
+
+@pytest.fixture(scope="module")
+def source() -> BundledPhotographs:
+    return BundledPhotographs("val")
+
+
+@pytest.fixture(scope="module")
+def built(space, source, tmp_path_factory) -> ValidationSet:
+    out = tmp_path_factory.mktemp("sets") / "small"
+    return ValidationSet.build(source, space, seed=7, crop=64, out=out, natural=True)
+
+
+def manifest(built: ValidationSet) -> dict:
+    return json.loads((built.path / "manifest.json").read_text())
+
+
+def copied(built: ValidationSet, to: Path) -> Path:
+    for file in built.path.rglob("*"):
+        if file.is_file():
+            target = to / file.relative_to(built.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    return to
+
+
+def test_pairs_are_the_degraded_centre_crops(built, space, source):
+    assert built.tasks == (*space.names, "natural")
+    assert built.images == ("china", "flower")
+    assert (len(built), built.scale) == (2, 4)
+    for index in range(2):
+        image = source.image(index)
+        top, left = (image.shape[1] - 64) // 2, (image.shape[2] - 64) // 2
+        crop = image[:, top : top + 64, left : left + 64].float()[None] / 255
+        for task, name in enumerate(space.names):
+            lr, hr = built.pairs(name)
+            assert torch.equal(hr[index : index + 1], crop)
+            row = space.draw(torch.tensor([task]), torch.tensor([index]), 7)
+            torch.testing.assert_close(lr[index : index + 1], degrade(crop, row))
+    assert lr.shape == (2, 3, 16, 16)
+    assert lr.dtype == hr.dtype == torch.float32
+
+
+def test_pairs_and_iterate_agree(built):
+    for task in built.tasks:
+        lr, hr = built.pairs(task)
+        singles = list(built.iterate(task))
+        assert torch.equal(torch.cat([single[0] for single in singles]), lr)
+        assert torch.equal(torch.cat([single[1] for single in singles]), hr)
+
+
+def test_tasks_share_their_rows_and_natural_ones_are_independent(built, space):
+    rows = manifest(built)["lr"]
+    cubes = {
+        name: np.array([[float.fromhex(value) for value in entry["cube"]] for entry in entries])
+        for name, entries in rows.items()
+    }
+    seeds = {name: [entry["noise_seed"] for entry in entries] for name, entries in rows.items()}
+    first, *others = space.names
+    assert cubes[first].shape == (2, 38)
+    assert not np.array_equal(cubes[first][0], cubes[first][1])
+    for name in others:
+        assert seeds[name] == seeds[first]
+        # Only the two columns that the preset cuts differ.
+        assert 1 <= (cubes[name] != cubes[first]).any(axis=0).sum() <= 2
+    assert set(seeds["natural"]).isdisjoint(seeds[first])
+    assert (cubes["natural"] != cubes[first]).mean() > 0.9
+
+
+def test_the_manifest_records_rows_exactly_and_hashes_of_all_files(built, space):
+    recorded = manifest(built)
+    for task, name in enumerate(space.names):
+        drawn = space.draw(torch.full((2,), task), torch.arange(2), 7)
+        cube = [[float.fromhex(value) for value in e["cube"]] for e in recorded["lr"][name]]
+        assert torch.equal(torch.tensor(cube, dtype=torch.float64), drawn.cube)
+    entries = [*recorded["hr"], *(entry for row in recorded["lr"].values() for entry in row)]
+    files = {path.relative_to(built.path).as_posix() for path in built.path.rglob("*.png")}
+    assert {entry["file"] for entry in entries} == files
+    for entry in entries:
+        content = (built.path / entry["file"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == entry["sha256"]
+    assert {"mtlweight", "torch", "numpy", "pillow", "python"} == recorded["versions"].keys()
+    assert recorded["request"]["seed"] == 7
+
+
+def test_building_twice_gives_the_same_bytes(built, space, source, tmp_path):
+    again = ValidationSet.build(source, space, seed=7, crop=64, out=tmp_path / "b", natural=True)
+    assert manifest(again) == manifest(built)
+
+
+def test_loading_gives_what_was_built(built):
+    loaded = ValidationSet.load(built.path)
+    assert (loaded.tasks, loaded.images, loaded.request) == (
+        built.tasks,
+        built.images,
+        built.request,
+    )
+    for task in built.tasks:
+        assert all(map(torch.equal, loaded.pairs(task), built.pairs(task)))
+
+
+def test_loading_names_the_broken_file(built, tmp_path):
+    path = copied(built, tmp_path / "copy")
+    victim = path / manifest(built)["lr"]["natural"][1]["file"]
+    content = bytearray(victim.read_bytes())
+    content[-20] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(ValueError, match=r"natural/0001\.png' has changed"):
+        ValidationSet.load(path)
+    victim.unlink()
+    with pytest.raises(ValueError, match=r"natural/0001\.png' is missing"):
+        ValidationSet.load(path)
+    (path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest\.json' is no manifest"):
+        ValidationSet.load(path)
+    (path / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
+        ValidationSet.load(path)
+
+
+def test_load_or_build_reuses_the_same_request_alone(space, source, tmp_path, monkeypatch):
+    def get(**changes: object) -> ValidationSet:
+        options = {"seed": 1, "crop": 32, "images": 1, "root": tmp_path} | changes
+        return ValidationSet.load_or_build(source, space, **options)
+
+    first = get()
+    stamp = (first.path / "manifest.json").stat().st_mtime_ns
+    assert get().path == first.path
+    assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
+    paths = {get(**change).path for change in ({"seed": 2}, {"crop": 36}, {"images": 2})}
+    paths |= {get(natural=True).path, first.path}
+    assert len(paths) == 5
+    assert {path.parent for path in paths} == {tmp_path}
+    assert {path for path in tmp_path.iterdir()} == paths
+
+
+def test_load_or_build_follows_the_photographs_and_the_definitions(space, source, tmp_path):
+    options = {"seed": 1, "crop": 32, "images": 1, "root": tmp_path}
+    first = ValidationSet.load_or_build(source, space, **options)
+    train = ValidationSet.load_or_build(BundledPhotographs("train"), space, **options)
+    other = ValidationSet.load_or_build(source, preset("two_stage4"), **options)
+    assert len({first.path, train.path, other.path}) == 3
+
+
+def test_load_or_build_refuses_a_folder_made_for_something_else(space, source, tmp_path):
+    options = {"seed": 1, "crop": 32, "images": 1, "root": tmp_path}
+    first = ValidationSet.load_or_build(source, space, **options)
+    file = first.path / "manifest.json"
+    changed = json.loads(file.read_text())
+    changed["request"]["seed"] = 5
+    file.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="made for another request, which differs in seed"):
+        ValidationSet.load_or_build(source, space, **options)
+
+
+def test_a_build_that_fails_leaves_nothing(space, source, tmp_path, monkeypatch):
+    calls = []
+
+    def fail(*args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 2:
+            raise RuntimeError("power cut")
+        return degrade(*args, **kwargs)
+
+    monkeypatch.setattr("mtlweight_sr.validation_files.degrade", fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        ValidationSet.build(source, space, seed=1, crop=32, out=tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_images_are_cut_to_multiples_of_the_scale(space, tmp_path):
+    (tmp_path / "images").mkdir()
+    generator = np.random.default_rng(0)
+    sizes = [(50, 63), (41, 48)]
+    for index, size in enumerate(sizes):
+        pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    folder = PhotographFolder(tmp_path / "images")
+    built = ValidationSet.build(folder, space, seed=0, crop=None, out=tmp_path / "set")
+    task = space.names[0]
+    shapes = [(tuple(lr.shape), tuple(hr.shape)) for lr, hr in built.iterate(task)]
+    assert shapes == [((1, 3, 12, 15), (1, 3, 48, 60)), ((1, 3, 10, 12), (1, 3, 40, 48))]
+    for index, (_, hr) in enumerate(built.iterate(task)):
+        height, width = hr.shape[-2:]
+        assert torch.equal(hr[0] * 255, folder.image(index)[:, :height, :width].float())
+    with pytest.raises(ValueError, match="`pairs` needs images of one size"):
+        built.pairs(task)
+
+
+def test_bad_requests_are_refused(built, space, source, tmp_path):
+    def build(**changes: object) -> None:
+        options = {"seed": 0, "crop": 32, "out": tmp_path / "set"} | changes
+        ValidationSet.build(source, space, **options)
+
+    with pytest.raises(FileExistsError, match="`out` must not exist yet"):
+        build(out=built.path)
+    for crop in (30, 0, -4, 428):
+        with pytest.raises(ValueError, match=rf"`crop` must be a multiple of the scale 4.* {crop}"):
+            build(crop=crop)
+    for images in (0, 3):
+        with pytest.raises(ValueError, match=rf"`images` must be in \[1, 2\], got {images}"):
+            build(images=images)
+    for read in (built.iterate, built.pairs):
+        with pytest.raises(ValueError, match=r"`task` must be one of .*natural, got 'blurry'"):
+            read("blurry")
+    assert not (tmp_path / "set").exists()
