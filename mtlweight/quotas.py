@@ -161,7 +161,7 @@ def split(weights: Tensor | Sequence[float], q: Tensor | Sequence[float] | str) 
                 f"`q` must be positive where the weight is: task {task} has weight {weight:g} and "
                 "share 0, so it would never be seen; give it a share."
             )
-    residual = torch.where(w > 0, (w / w.sum()) / (shares / shares.sum()), 0.0)
+    residual = torch.where(w > 0, _sum_to_one(w) / _sum_to_one(shares), 0.0)
     if isinstance(weights, Tensor):
         dtype = weights.dtype if weights.is_floating_point() else torch.get_default_dtype()
         return residual.to(weights.device, dtype)
@@ -228,6 +228,11 @@ def whole(argument: str, value: int, least: int) -> int:
     if number < least:
         raise ValueError(f"`{argument}` must be at least {least}, got {number}.")
     return number
+
+
+def _sum_to_one(values: Tensor) -> Tensor:
+    values = values / values.max()  # so that huge ones don't add up to infinity
+    return values / values.sum()
 
 
 def _shares(weights: list[Fraction], total: int, minimum: int) -> list[Fraction]:

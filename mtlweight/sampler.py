@@ -144,6 +144,11 @@ class QuotaSampler(Sampler[list[SampleKey]]):
         self.minimum = whole("minimum", minimum, least=0)
         self.names = pools.names
         self._pools = pools
+        if self.num_samples < self.minimum * len(self.names):
+            raise ValueError(
+                f"`num_samples` must hold `minimum` = {self.minimum} of each of the "
+                f"{len(self.names)} tasks, got {self.num_samples}; make the interval longer."
+            )
         if (rank is None) != (world_size is None):
             raise ValueError(
                 f"`rank` and `world_size` go together: got {rank} and {world_size}; give both, or "

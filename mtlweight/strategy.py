@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtlweight.distributed import average_over_ranks
 from mtlweight.inputs import Losses, Metrics, Step, describe_bad_loss, read_losses, read_metrics
@@ -25,10 +25,11 @@ from mtlweight.options import (
     task_names,
 )
 from mtlweight.running import Index, RunningMean, updated
+from mtlweight.state import Stateful
 from mtlweight.task_gradients import Shared, SharedLeaves, TaskGradients, task_gradients
 
 
-class Strategy(nn.Module, ABC):
+class Strategy(Stateful, ABC):
     """Turns the losses of T tasks into the one scalar to call `backward` on.
 
     A strategy is a loss module whose input is losses. Call it once per step, and `end_epoch` once
@@ -46,12 +47,9 @@ class Strategy(nn.Module, ABC):
         weights: The weight of each task's loss in the gradient of the latest call, zero for tasks
             absent from it; after `end_epoch` what the next epoch should be spent by, which for
             weights that change every step is their mean over the epoch. `[T]`, float32.
-        step: The number of training calls so far.
-        epoch: The number of epochs closed.
         present: During a call, the tasks present: an index into what is kept per task.
     """
 
-    growing: ClassVar[tuple[str, ...]] = ()  # buffers that take their shape from the network
     weights: Tensor
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -64,8 +62,6 @@ class Strategy(nn.Module, ABC):
         self.tasks = task_names(tasks)
         self.rescale = rescale
         self.check = check
-        self.step = 0
-        self.epoch = 0
         self.present: Index = slice(None)
         self.shared_leaves = SharedLeaves()
         self.late_errors = LateErrors()
@@ -123,11 +119,12 @@ class Strategy(nn.Module, ABC):
             RuntimeError: Autograd is off in training, or the graph of a loss was freed.
         """
         step = read_losses(self.tasks, losses, training=self.training)
-        self._follow(step.values.device)
+        if step.values.device != self.weights.device:
+            self._follow(step.values.device)
         if not self.training:
             return (self.weights[step.index] * step.values).sum()
         self.late_errors.raise_ready()
-        with _no_autocast(step.values.device), self._undo_if_refused():
+        with _no_autocast(step.values.device), self.undone_if_refused():
             total, _ = self.advance(average_over_ranks(self.tasks, step, counts), shared)
         return total
 
@@ -138,7 +135,7 @@ class Strategy(nn.Module, ABC):
         call it on the strategy within.
         """
         good = self._check_values(step)
-        before = None if good is None else self._state()
+        before = None if good is None else self.buffers_now()
         if len(step.index) < self.num_tasks:
             self.present = torch.tensor(step.index, device=step.seen.device)
         try:
@@ -148,7 +145,7 @@ class Strategy(nn.Module, ABC):
         finally:
             self.present = slice(None)
         if good is not None and before is not None:
-            self._keep_if(good, before)
+            self.keep_if(good, before)
         self.step += 1
         return total, weights
 
@@ -163,7 +160,7 @@ class Strategy(nn.Module, ABC):
             ValueError: The strategy reads metrics, and there are none, or one is not finite.
         """
         self.late_errors.raise_all()
-        with self._undo_if_refused():
+        with self.undone_if_refused():
             self.weights = self.epoch_weights.mean(default=self.weights)
             self.epoch_weights.reset()
             self.close_epoch(metrics)
@@ -192,6 +189,14 @@ class Strategy(nn.Module, ABC):
 
         self.late_errors.watch(self.step, good, seen, describe)
         return good
+
+    def _follow(self, device: torch.device) -> None:
+        if device.type == "meta":
+            raise ValueError(
+                f"The losses are on {device}, where tensors have no values, and the strategy is on "
+                f"{self.weights.device}: compute the losses on a real device."
+            )
+        self.to(device)
 
     def _rescaled(self, weights: Tensor, gram: Tensor | None) -> Tensor:
         """Returns the weights in the length that `rescale` asks for."""
@@ -234,80 +239,6 @@ class Strategy(nn.Module, ABC):
                     "where it comes from."
                 )
         return gradients, gram
-
-    # --- state: complete, strict, and untouched by what is refused -------------------------------
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Returns what is saved beside the buffers; see `torch.nn.Module`."""
-        return {"version": 1, "tasks": list(self.tasks), "step": self.step, "epoch": self.epoch}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `get_extra_state` returned."""
-        self.step = state["step"]
-        self.epoch = state["epoch"]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        saved = state_dict.get(f"{prefix}_extra_state")
-        if saved is not None and tuple(saved["tasks"]) != self.tasks:
-            raise ValueError(
-                f"The state of {type(self).__name__} was saved for the tasks {saved['tasks']}, and "
-                f"this strategy has {list(self.tasks)}: build it with the same tasks in the same "
-                "order."
-            )
-        for name in self.growing:
-            if (buffer := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, torch.zeros_like(buffer, device=self.weights.device))
-        self.late_errors.clear()
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Strategy:
-        """Moves the state to another device, and keeps its precision: weights stay float32."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved: Tensor = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _follow(self, device: torch.device) -> None:
-        if device == self.weights.device:
-            return
-        if device.type == "meta":
-            raise ValueError(
-                f"The losses are on {device}, where tensors have no values, and the strategy is on "
-                f"{self.weights.device}: compute the losses on a real device."
-            )
-        self.to(device)
-
-    def _state(self) -> list[dict[str, Tensor | None]]:
-        return [dict(module._buffers) for module in self.modules()]
-
-    @contextmanager
-    def _undo_if_refused(self) -> Iterator[None]:
-        """Puts the state back if the body raises. Buffers are rebound, so references are enough."""
-        buffers = self._state()
-        extra = [
-            (m, m.get_extra_state())
-            for m in self.modules()
-            if type(m).get_extra_state is not nn.Module.get_extra_state
-        ]
-        try:
-            yield
-        except BaseException:
-            for module, saved in zip(self.modules(), buffers, strict=True):
-                module._buffers.update(saved)
-            for module, state in extra:
-                module.set_extra_state(state)
-            raise
-
-    def _keep_if(self, good: Tensor, before: list[dict[str, Tensor | None]]) -> None:
-        """Takes the new state only if the losses are good, without asking the device."""
-        for module, saved in zip(self.modules(), before, strict=True):
-            for name, old in saved.items():
-                new = module._buffers[name]
-                if old is not None and new is not None and new is not old:
-                    module._buffers[name] = torch.where(good, new, old)
 
 
 class LossStrategy(Strategy):

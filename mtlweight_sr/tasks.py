@@ -16,20 +16,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from .degradation.boxes import Box, Wanted, boxes_where, intersections, merged
-from .degradation.columns import COLUMNS, NAMES, atom_edges, branches
+from .degradation.boxes import Box, boxes_where, intersections, merged
+from .degradation.columns import COLUMNS, atom_edges
 from .degradation.parameters import DegradationParameters
 from .degradation.sampling import draw_rows, parameters_from_cube
 from .degradation.space import REALESRGAN_X2, REALESRGAN_X4, DegradationSpace, exact
-from .degradation.strength import effective_blur, effective_noise
+from .degradation.subspaces import Task, box_in_words, task_from_ranges
+from .score_tasks import ScoreTaskSpace, checked_task_ids
 
 __all__ = [
     "PRESETS",
@@ -42,94 +41,6 @@ __all__ = [
     "preset",
     "task_from_ranges",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A named union of disjoint boxes.
-
-    Attributes:
-        name: Its name.
-        boxes: Its boxes.
-        definition: It in words, for reports; made from the boxes where empty.
-
-    Raises:
-        ValueError: No name, no box, or boxes that overlap.
-    """
-
-    name: str
-    boxes: tuple[Box, ...]
-    definition: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "boxes", tuple(self.boxes))
-        if not self.name or not self.boxes:
-            raise ValueError(
-                f"expected a task with a `name` and at least one box, got name {self.name!r} and "
-                f"{len(self.boxes)} boxes; write Task('all', (Box({{}}),)) for the whole space"
-            )
-        for a, b in itertools.combinations(self.boxes, 2):
-            if a.intersect(b) is not None:
-                raise ValueError(
-                    f"expected disjoint `boxes` in task {self.name!r}, got {dict(a.sides)} and {dict(b.sides)} that "
-                    "overlap; cut one of them"
-                )
-
-    @property
-    def mass(self) -> Fraction:
-        """Natural probability of the task."""
-        return sum((box.volume for box in self.boxes), Fraction(0))
-
-    @classmethod
-    def from_ranges(cls, space: DegradationSpace, name: str, /, **ranges: Wanted) -> Self:
-        """The samples whose parameters all lie in the given ranges, in physical units.
-
-        `Task.from_ranges(space, "noisy", kernel_size_1=(15, 21), noise_sigma_1=(15.5, 30), resize_mode_1="area")`.
-        A range (low, high) of a continuous parameter is half-open, that of a discrete one includes both ends; a value, or
-        a list of values, picks from a discrete parameter. Parameters are those of `boxes_where`.
-
-        Raises:
-            ValueError: No range, an unknown parameter, a range it never reaches, or ranges that exclude each other.
-        """
-        if not ranges:
-            raise ValueError(
-                f"expected at least one range for task {name!r}, got none; write for example noise_level_1=(0.5, 1)"
-            )
-        boxes: tuple[Box, ...] = (Box({}),)
-        for parameter, wanted in ranges.items():
-            boxes = intersections(boxes, boxes_where(space, parameter, wanted))
-        if not boxes:
-            raise ValueError(
-                f"expected ranges with some probability together for task {name!r}, got {ranges}; they exclude "
-                "each other: drop one"
-            )
-        words = ", ".join(_in_words(parameter, wanted) for parameter, wanted in ranges.items())
-        return cls(name, merged(boxes), words)
-
-
-def task_from_ranges(space: DegradationSpace, name: str, /, **ranges: Wanted) -> Task:
-    """The same as `Task.from_ranges`."""
-    return Task.from_ranges(space, name, **ranges)
-
-
-def _in_words(parameter: str, wanted: Wanted) -> str:
-    if isinstance(wanted, tuple):
-        return f"{parameter} from {wanted[0]:g} to {wanted[1]:g}"
-    return f"{parameter} = {wanted}"
-
-
-def _side_in_words(space: DegradationSpace, column: str, low: Fraction, high: Fraction) -> str:
-    """One side of a box, in physical units where the column alone decides."""
-    pieces = branches(space).get(column, ())
-    if all(p.column is None and set(p.where) == {column} for p in pieces) and pieces:
-        values = [p.low for p in pieces if low <= p.where[column][0] < high]
-        names = NAMES.get(column)
-        return f"{column} in {{{', '.join(names[int(v)] if names else f'{v:g}' for v in values)}}}"
-    if len(pieces) == 1 and set(pieces[0].where) == {column} and pieces[0].column == column:
-        piece = pieces[0]
-        ends = (piece.low + (piece.high - piece.low) * float(v) for v in (low, high))
-        return f"{column} in [{', '.join(f'{v:g}' for v in ends)})"
-    return f"{column} in the quantiles [{low}, {high})"
 
 
 class TaskSpace:
@@ -219,13 +130,12 @@ class TaskSpace:
             ValueError: Task ids out of range, or not one per id.
         """
         cube, choice, seeds = draw_rows(ids, seed, stream)
-        task_ids = _checked(task_ids, len(self.tasks), len(seeds))
+        task_ids = checked_task_ids(task_ids, len(self.tasks), len(seeds))
         box = torch.searchsorted(self._last, task_ids + choice, right=True)
         # Adding the id rounds: a choice next to one must not fall into the next task.
         box = torch.minimum(box, torch.searchsorted(self._box_task, task_ids, right=True) - 1)
         low, high = self._low[box], self._high[box]
-        inside = torch.where((low == 0) & (high == 1), cube, low + (high - low) * cube)
-        inside = torch.minimum(inside, torch.nextafter(high, low))
+        inside = torch.minimum(low + (high - low) * cube, torch.nextafter(high, low))
         return parameters_from_cube(self.space, inside, seeds)
 
     def draw_natural(
@@ -252,11 +162,7 @@ class TaskSpace:
         """The definition of every task in words, with its natural probability; one line per task."""
         lines = []
         for task in self.tasks:
-            boxes = " or ".join(
-                " and ".join(_side_in_words(self.space, c, *side) for c, side in box.sides.items())
-                or "everything"
-                for box in task.boxes
-            )
+            boxes = " or ".join(box_in_words(self.space, box) for box in task.boxes)
             lines.append(f"{task.name} (p = {task.mass}): {task.definition or boxes}")
         return "\n".join(lines)
 
@@ -265,20 +171,183 @@ def _shares(task: Task) -> list[Fraction]:
     return [done / task.mass for done in itertools.accumulate(box.volume for box in task.boxes)]
 
 
-def _checked(task_ids: Tensor, tasks: int, samples: int) -> Tensor:
-    if task_ids.is_floating_point() or task_ids.is_complex() or task_ids.dtype == torch.bool:
-        raise TypeError(
-            f"expected `task_ids` of integers, got {task_ids.dtype}; write task_ids.long()"
-        )
-    task_ids = task_ids.cpu().long()
-    if task_ids.shape != (samples,):
+def grid(
+    space: DegradationSpace, blur_cuts: Sequence[int], noise_cuts: Sequence[float | Fraction]
+) -> TaskSpace:
+    """Products of intervals of the first kernel size and the first noise level.
+
+    Args:
+        space: The distribution.
+        blur_cuts: Kernel sizes at which a new interval starts, increasing; (15,) for two intervals.
+        noise_cuts: Levels in (0, 1) at which a new interval starts, increasing; (0.5,) for two intervals.
+
+    Returns:
+        (a + 1)(b + 1) tasks "blur0_noise0", "blur0_noise1", ..., blur first.
+
+    Raises:
+        ValueError: Cuts that are not increasing, or that leave an interval empty.
+    """
+    sizes = space.first.blur.kernel_sizes
+    starts = [sizes[0], *blur_cuts]
+    levels = [Fraction(0), *(exact(cut) for cut in noise_cuts), Fraction(1)]
+    groups = [
+        [size for size in sizes if start <= size < end]
+        for start, end in zip(starts, [*blur_cuts, sizes[-1] + 1], strict=True)
+    ]
+    if not all(groups):
         raise ValueError(
-            f"expected one of `task_ids` per id, got shape {list(task_ids.shape)} for {samples} ids; write "
-            f"torch.full(({samples},), task)"
+            f"expected `blur_cuts` increasing within {sizes} and above {sizes[0]}, got {tuple(blur_cuts)}; write "
+            f"({sizes[-1]},)"
         )
-    if samples and not (0 <= int(task_ids.min()) and int(task_ids.max()) < tasks):
+    if any(low >= high for low, high in itertools.pairwise(levels)):
         raise ValueError(
-            f"expected `task_ids` in [0, {tasks}), got {int(task_ids.min())} to {int(task_ids.max())}; "
-            "write places in `names`"
+            f"expected `noise_cuts` increasing within (0, 1), got {tuple(noise_cuts)}; write (0.5,)"
         )
-    return task_ids
+    tasks = [
+        Task(f"blur{i}_noise{j}", _product(space, group, low, high))
+        for i, group in enumerate(groups)
+        for j, (low, high) in enumerate(itertools.pairwise(levels))
+    ]
+    return TaskSpace(space, tasks)
+
+
+def equal_mass(space: DegradationSpace, n: int) -> TaskSpace:
+    """Slices of the first noise level, of natural probability 1/n each: "noise1" (least) to "noise<n>".
+
+    Raises:
+        ValueError: `n` below 1.
+    """
+    if n < 1:
+        raise ValueError(f"expected `n` >= 1, got {n}; write n=4")
+    return TaskSpace(
+        space,
+        [
+            Task(f"noise{i + 1}", (Box({"noise_level_1": (Fraction(i, n), Fraction(i + 1, n))}),))
+            for i in range(n)
+        ],
+    )
+
+
+def _product(
+    space: DegradationSpace, sizes: Sequence[int], low: Fraction, high: Fraction
+) -> tuple[Box, ...]:
+    level = Box({"noise_level_1": (low, high)})
+    return intersections(boxes_where(space, "kernel_size_1", set(sizes)), (level,))
+
+
+_STRONG_BLUR = 15
+_HALF, _QUARTER = Fraction(1, 2), Fraction(1, 4)
+
+
+def _paper(space: DegradationSpace, names: Sequence[Sequence[tuple[str, Fraction]]]) -> TaskSpace:
+    """Slices of the noise level (name, upper end), separately for weak and strong blur; one name is one task."""
+    sizes = space.first.blur.kernel_sizes
+    halves = [s for s in sizes if s < _STRONG_BLUR], [s for s in sizes if s >= _STRONG_BLUR]
+    boxes: dict[str, list[Box]] = {}
+    for half, slices in zip(halves, names, strict=True):
+        low = Fraction(0)
+        for name, high in slices:
+            boxes.setdefault(name, []).extend(_product(space, half, low, high))
+            low = high
+    return TaskSpace(space, [Task(name, merged(some)) for name, some in boxes.items()])
+
+
+def _paper2(space: DegradationSpace) -> TaskSpace:
+    slices = (("low_noise", _HALF), ("high_noise", Fraction(1)))
+    return _paper(space, (slices, slices))
+
+
+def _paper3(space: DegradationSpace) -> TaskSpace:
+    one = Fraction(1)
+    return _paper(
+        space,
+        (
+            (("mild", _HALF), ("blur_or_noise", one)),
+            (("blur_or_noise", _HALF), ("severe", one)),
+        ),
+    )
+
+
+def _paper4(space: DegradationSpace) -> TaskSpace:
+    one = Fraction(1)
+    tasks = _paper(space, ((("mild", _HALF), ("noise", one)), (("blur", _HALF), ("severe", one))))
+    return _ordered(tasks, ("mild", "blur", "noise", "severe"))
+
+
+def _paper5(space: DegradationSpace) -> TaskSpace:
+    one = Fraction(1)
+    strong = (("blur", _HALF), ("severe", 3 * _QUARTER), ("extreme", one))
+    tasks = _paper(space, ((("mild", _HALF), ("noise", one)), strong))
+    return _ordered(tasks, ("mild", "blur", "noise", "severe", "extreme"))
+
+
+def _ordered(tasks: TaskSpace, names: Sequence[str]) -> TaskSpace:
+    by_name = {task.name: task for task in tasks.tasks}
+    return TaskSpace(tasks.space, [by_name[name] for name in names])
+
+
+def _two_stage4(space: DegradationSpace) -> TaskSpace:
+    threshold = 28
+    strong: list[Box] = []
+    weak: list[Box] = list(boxes_where(space, "blur_2", False))
+    for size in space.first.blur.kernel_sizes:
+        for other in space.second.blur.kernel_sizes:
+            box = intersections(
+                intersections(
+                    boxes_where(space, "kernel_size_1", size),
+                    boxes_where(space, "kernel_size_2", other),
+                ),
+                boxes_where(space, "blur_2", True),
+            )
+            (strong if size + other >= threshold else weak).extend(box)
+    blur = f"kernel_size_1 + kernel_size_2 (0 where blur_2 is off) {{}} {threshold}"
+    noise = "noise_level_2 {} 1/2"
+    tasks = []
+    for name, boxes, sign, low in (
+        ("mild", weak, "<", Fraction(0)),
+        ("blur", strong, ">=", Fraction(0)),
+        ("noise", weak, "<", _HALF),
+        ("severe", strong, ">=", _HALF),
+    ):
+        level = Box({"noise_level_2": (low, low + _HALF)})
+        words = f"{blur.format(sign)} and {noise.format('>=' if low else '<')}"
+        tasks.append(Task(name, intersections(merged(boxes), (level,)), words))
+    return TaskSpace(space, tasks)
+
+
+PRESETS: Mapping[str, Callable[[DegradationSpace], TaskSpace | ScoreTaskSpace]] = MappingProxyType(
+    {
+        "paper2": _paper2,
+        "paper3": _paper3,
+        "paper4": _paper4,
+        "paper5": _paper5,
+        "two_stage4": _two_stage4,
+        "physical4": ScoreTaskSpace,
+    }
+)
+"""Ready-made tasks by name, each a function of a degradation space.
+
+Masses on Real-ESRGAN's space: `paper2` 1/2 each (noise); `paper3` 1/4, 1/2, 1/4; `paper4` 1/4 each, first kernel size
+from 15 and first noise level from 1/2; `paper5` the same with severe cut once more at level 3/4; `two_stage4` 11/40,
+9/40, 11/40, 9/40, both kernel sizes and the second noise level; `physical4` medians of effective blur and noise.
+"""
+
+
+def preset(name: str, scale: int = 4) -> TaskSpace | ScoreTaskSpace:
+    """Ready-made tasks on Real-ESRGAN's space.
+
+    Args:
+        name: A key of `PRESETS`.
+        scale: 2 or 4.
+
+    Raises:
+        ValueError: An unknown name or scale.
+    """
+    spaces = {space.scale: space for space in (REALESRGAN_X2, REALESRGAN_X4)}
+    if name not in PRESETS:
+        raise ValueError(
+            f"expected `name` among {tuple(PRESETS)}, got {name!r}; write preset('paper4')"
+        )
+    if scale not in spaces:
+        raise ValueError(f"expected `scale` among {tuple(spaces)}, got {scale!r}; write scale=4")
+    return PRESETS[name](spaces[scale])

@@ -72,9 +72,7 @@ class Box:
 
 def _join(a: Box, b: Box) -> Box | None:
     """The union of two boxes that touch along one column and agree on every other."""
-    differ = [
-        c for c in {*a.sides, *b.sides} if a.sides.get(c, _WHOLE) != b.sides.get(c, _WHOLE)
-    ]
+    differ = [c for c in {*a.sides, *b.sides} if a.sides.get(c, _WHOLE) != b.sides.get(c, _WHOLE)]
     if len(differ) != 1:
         return None
     column = differ[0]

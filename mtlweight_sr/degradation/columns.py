@@ -179,12 +179,8 @@ def _stage(stage: Stage, s: int) -> dict[str, _Branches]:
     blur_on, sinc = exact(blur.on), exact(blur.sinc)
     if s == 1:
         kinds = _atoms("sinc_1", [blur_on * sinc, blur_on * (1 - sinc), 1 - blur_on])
-        blurred = tuple(
-            _constant(kind, on) for kind, on in zip(kinds, (1, 1, 0), strict=True)
-        )
-        sinc_kernel = tuple(
-            _constant(kind, on) for kind, on in zip(kinds, (1, 0, 0), strict=True)
-        )
+        blurred = tuple(_constant(kind, on) for kind, on in zip(kinds, (1, 1, 0), strict=True))
+        sinc_kernel = tuple(_constant(kind, on) for kind, on in zip(kinds, (1, 0, 0), strict=True))
     else:
         blurred, sinc_kernel = _switch("blur_2", blur.on), _switch("sinc_2", blur.sinc)
     betas = (

@@ -27,9 +27,7 @@ def gaussian_noise(
         gray: Whether the channels of a sample share one field, bool `[B]`. Samples never share a field.
         generator: Where the numbers come from.
     """
-    field = torch.randn(
-        images.shape, dtype=images.dtype, device=images.device, generator=generator
-    )
+    field = torch.randn(images.shape, dtype=images.dtype, device=images.device, generator=generator)
     shared = gray.to(images.device).view(-1, 1, 1, 1)
     return torch.where(shared, field[:, :1], field) * (_per_sample(sigma, images) / 255)
 

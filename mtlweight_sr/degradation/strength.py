@@ -50,7 +50,9 @@ def effective_blur(parameters: DegradationParameters) -> Tensor:
     rows = parameters.to("cpu")
     first, second, final = rows.first, rows.second, rows.final
     variance = _variance(first, stage_kernels(first, dtype=torch.float64))
-    variance += _variance(second, stage_kernels(second, dtype=torch.float64)) / first.resize_scale**2
+    variance += (
+        _variance(second, stage_kernels(second, dtype=torch.float64)) / first.resize_scale**2
+    )
     variance += torch.where(final.sinc, _sinc_variance(final.omega) * rows.scale**2, 0)
     return variance.sqrt()
 

@@ -10,14 +10,28 @@ import torch
 from PIL import Image
 
 from mtlweight_sr.data import BundledPhotographs, PhotographFolder
-from mtlweight_sr.degradation import degrade
-from mtlweight_sr.tasks import TaskSpace, preset
+from mtlweight_sr.degradation import REALESRGAN_X4, degrade
+from mtlweight_sr.tasks import Task, TaskSpace
 from mtlweight_sr.validation import ValidationSet
+
+
+def four_tasks(middle: float) -> TaskSpace:
+    """Small or large kernels times a noise level below or above `middle`."""
+    tasks = [
+        Task.from_ranges(REALESRGAN_X4, name, kernel_size_1=sizes, noise_level_1=levels)
+        for name, sizes, levels in (
+            ("mild", (7, 13), (0.0, middle)),
+            ("blur", (15, 21), (0.0, middle)),
+            ("noise", (7, 13), (middle, 1.0)),
+            ("severe/both", (15, 21), (middle, 1.0)),
+        )
+    ]
+    return TaskSpace(REALESRGAN_X4, tasks)
 
 
 @pytest.fixture(scope="module")
 def space() -> TaskSpace:
-    return preset("paper4")
+    return four_tasks(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +172,7 @@ def test_load_or_build_follows_the_photographs_and_the_definitions(space, source
     options = {"seed": 1, "crop": 32, "images": 1, "root": tmp_path}
     first = ValidationSet.load_or_build(source, space, **options)
     train = ValidationSet.load_or_build(BundledPhotographs("train"), space, **options)
-    other = ValidationSet.load_or_build(source, preset("two_stage4"), **options)
+    other = ValidationSet.load_or_build(source, four_tasks(0.25), **options)
     assert len({first.path, train.path, other.path}) == 3
 
 

@@ -1,0 +1,102 @@
+"""The state of a strategy: complete, strict, and untouched by what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Stateful(nn.Module):
+    """A module whose state belongs to named tasks.
+
+    Tensors are buffers, rebound and never written in place, so that a graph that is still to be
+    walked keeps what it was built with, and putting a state back costs nothing. Counters travel in
+    `state_dict()` beside them.
+
+    Attributes:
+        tasks: The names of the T tasks.
+        step: The number of training calls so far.
+        epoch: The number of epochs closed.
+    """
+
+    growing: ClassVar[tuple[str, ...]] = ()  # buffers that take their shape from the network
+    tasks: tuple[str, ...]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = 0
+        self.epoch = 0
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Returns what is saved beside the buffers; see `torch.nn.Module`."""
+        return {
+            "version": 1,
+            "strategy": type(self).__name__,
+            "tasks": list(self.tasks),
+            "step": self.step,
+            "epoch": self.epoch,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `get_extra_state` returned."""
+        self.step = state["step"]
+        self.epoch = state["epoch"]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        saved = state_dict.get(f"{prefix}_extra_state")
+        if saved is not None and saved["strategy"] != type(self).__name__:
+            raise ValueError(
+                f"The state was saved by {saved['strategy']}, and this is {type(self).__name__}: "
+                "build the same strategy to go on from it."
+            )
+        if saved is not None and tuple(saved["tasks"]) != self.tasks:
+            raise ValueError(
+                f"The state of {type(self).__name__} was saved for the tasks {saved['tasks']}, and "
+                f"this strategy has {list(self.tasks)}: build it with the same tasks in the same "
+                "order."
+            )
+        for name in self.growing:
+            if (buffer := state_dict.get(prefix + name)) is not None:
+                device = getattr(self, name).device
+                setattr(self, name, torch.zeros_like(buffer, device=device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Moves the state to another device, and keeps its precision: weights stay float32."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def buffers_now(self) -> list[dict[str, Tensor | None]]:
+        """Returns the buffers as they are, to go back to; no copies, since they are rebound."""
+        return [dict(module._buffers) for module in self.modules()]
+
+    @contextmanager
+    def undone_if_refused(self) -> Iterator[None]:
+        """Puts the state back if the body raises."""
+        before = self.buffers_now()
+        extra = [(m, m.get_extra_state()) for m in self.modules() if isinstance(m, Stateful)]
+        try:
+            yield
+        except BaseException:
+            for module, buffers in zip(self.modules(), before, strict=True):
+                module._buffers.update(buffers)
+            for owner, state in extra:
+                owner.set_extra_state(state)
+            raise
+
+    def keep_if(self, good: Tensor, before: list[dict[str, Tensor | None]]) -> None:
+        """Takes the new buffers only if the flag is true, without asking the device for it."""
+        for module, buffers in zip(self.modules(), before, strict=True):
+            for name, old in buffers.items():
+                new = module._buffers[name]
+                if old is not None and new is not None and new is not old:
+                    module._buffers[name] = torch.where(good, new, old)
