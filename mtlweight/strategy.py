@@ -40,7 +40,8 @@ class Strategy(Stateful, ABC):
 
     Args:
         tasks: The names of the tasks, or their number.
-        options: See `Options`.
+        rescale: See `Options`.
+        check: See `Options`.
 
     Attributes:
         tasks: The names of the T tasks.
@@ -109,8 +110,7 @@ class Strategy(Stateful, ABC):
                 from the batch, or a sequence or tensor `[T]` in the order of `tasks`.
             shared: What the tasks share: parameters, or features that the network returned. Only
                 strategies that read gradients read it; by default they find it in the graph.
-            counts: The number of samples behind each loss, where several ranks hold unequal
-            numbers.
+            counts: The number of samples behind each loss, where ranks hold unequal numbers.
 
         Raises:
             ValueError: A loss is not finite, too large, negative where its logarithm is taken,
@@ -189,6 +189,10 @@ class Strategy(Stateful, ABC):
 
         self.late_errors.watch(self.step, good, seen, describe)
         return good
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.late_errors.clear()  # they tell of steps that are undone now
 
     def _follow(self, device: torch.device) -> None:
         if device.type == "meta":
@@ -280,7 +284,7 @@ class MetricStrategy(LossStrategy):
     Args:
         tasks: The names of the tasks, or their number.
         smoothing: The share of the past in the smoothed metrics; the first are taken as they are.
-        options: See `Options`.
+        **options: See `Options`.
     """
 
     shares: Tensor

@@ -1,15 +1,17 @@
 r"""Tasks as parts of the degradation space.
 
-A task is a union of axis-aligned boxes of the unit cube behind the degradations. Its natural probability is the exact sum
-of the boxes' volumes; drawing inside it maps the uniforms of the cut columns affinely into a box, which is the exact
-conditional law and rejects nothing. Hence
+A task is a union of axis-aligned boxes of the unit cube behind the degradations. Its natural
+probability is the exact sum of the boxes' volumes; drawing inside it maps the uniforms of the cut
+columns affinely into a box, which is the exact conditional law and rejects nothing. Hence
 
 $$\sum_t p_t\,P(\cdot\mid A_t)=P,$$
 
-the mixture of the tasks at their natural probabilities is the original distribution. The same id draws the same row of
-the cube for every task, so that tasks can be compared sample by sample (common random numbers).
+the mixture of the tasks at their natural probabilities is the original distribution. The same id
+draws the same row of the cube for every task, so that tasks can be compared sample by sample
+(common random numbers).
 
-Papers print no thresholds of their tasks: every preset below is ours, and `describe` says what it is.
+Papers print no thresholds of their tasks: every preset below is ours, and `describe` says what it
+is.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -52,8 +55,8 @@ class TaskSpace:
         partial: Whether the tasks may leave part of the space out.
 
     Raises:
-        ValueError: Repeated names, overlapping tasks, a cut through an atom of a discrete column (both sides would claim
-            it), or tasks that do not fill the space without `partial`.
+        ValueError: Repeated names, overlapping tasks, a cut through an atom of a discrete column
+            (both sides would claim it), or tasks that do not fill the space without `partial`.
     """
 
     def __init__(
@@ -70,21 +73,25 @@ class TaskSpace:
                 for column, side in box.sides.items():
                     if column in edges and not edges[column].issuperset(side):
                         raise ValueError(
-                            f"expected cuts of the discrete column {column!r} between its values, at one of "
-                            f"{', '.join(str(e) for e in sorted(edges[column]))}, got {side[0]} to {side[1]} in task "
+                            f"expected cuts of the discrete column {column!r} between its values, "
+                            f"at one of "
+                            f"{', '.join(str(e) for e in sorted(edges[column]))}, got {side[0]} to "
+                            f"{side[1]} in task "
                             f"{task.name!r}; write Task.from_ranges with values"
                         )
         for a, b in itertools.combinations(tasks, 2):
             both = next(iter(intersections(a.boxes, b.boxes)), None)
             if both is not None:
                 raise ValueError(
-                    f"expected disjoint tasks, got {a.name!r} and {b.name!r}, which share {dict(both.sides)}; "
+                    f"expected disjoint tasks, got {a.name!r} and {b.name!r}, which share "
+                    f"{dict(both.sides)}; "
                     "cut one of them"
                 )
         total = sum((task.mass for task in tasks), Fraction(0))
         if total != 1 and not partial:
             raise ValueError(
-                f"expected `tasks` that fill the space, got a total probability of {total} = {float(total):.6g}; add the "
+                f"expected `tasks` that fill the space, got a total probability of {total} = "
+                f"{float(total):.6g}; add the "
                 "missing task or write partial=True"
             )
         self.space = space
@@ -98,7 +105,8 @@ class TaskSpace:
             for column, side in box.sides.items():
                 low[i, COLUMNS.index(column)], high[i, COLUMNS.index(column)] = map(float, side)
         self._low, self._high = low, high
-        # Cumulated shares of a task's boxes, each shifted by the task's id: one search finds the box of every sample.
+        # Cumulated shares of a task's boxes, each shifted by the task's id: one search finds the
+        # box of every sample.
         self._last = torch.tensor(
             [t + float(done) for t, task in enumerate(tasks) for done in _shares(task)],
             dtype=torch.float64,
@@ -121,7 +129,8 @@ class TaskSpace:
 
         Args:
             task_ids: Task of each sample, `[B]` integers.
-            ids: Identity of each sample, `[B]`; the same id has the same row of the cube in every task.
+            ids: Identity of each sample, `[B]`; the same id has the same row of the cube in every
+                task.
             seed: Seed of the whole run.
             stream: Keeps draws for different purposes apart.
 
@@ -159,7 +168,7 @@ class TaskSpace:
         return found
 
     def describe(self) -> str:
-        """The definition of every task in words, with its natural probability; one line per task."""
+        """The definition of every task in words, one line per task."""
         lines = []
         for task in self.tasks:
             boxes = " or ".join(box_in_words(self.space, box) for box in task.boxes)
@@ -179,7 +188,8 @@ def grid(
     Args:
         space: The distribution.
         blur_cuts: Kernel sizes at which a new interval starts, increasing; (15,) for two intervals.
-        noise_cuts: Levels in (0, 1) at which a new interval starts, increasing; (0.5,) for two intervals.
+        noise_cuts: Levels in (0, 1) at which a new interval starts, increasing; (0.5,) for two
+            intervals.
 
     Returns:
         (a + 1)(b + 1) tasks "blur0_noise0", "blur0_noise1", ..., blur first.
@@ -196,7 +206,8 @@ def grid(
     ]
     if not all(groups):
         raise ValueError(
-            f"expected `blur_cuts` increasing within {sizes} and above {sizes[0]}, got {tuple(blur_cuts)}; write "
+            f"expected `blur_cuts` increasing within {sizes} and above {sizes[0]}, got "
+            f"{tuple(blur_cuts)}; write "
             f"({sizes[-1]},)"
         )
     if any(low >= high for low, high in itertools.pairwise(levels)):
@@ -212,7 +223,7 @@ def grid(
 
 
 def equal_mass(space: DegradationSpace, n: int) -> TaskSpace:
-    """Slices of the first noise level, of natural probability 1/n each: "noise1" (least) to "noise<n>".
+    """Slices of the first noise level of natural probability 1/n: "noise1" to "noise<n>".
 
     Raises:
         ValueError: `n` below 1.
@@ -236,54 +247,47 @@ def _product(
 
 
 _STRONG_BLUR = 15
-_HALF, _QUARTER = Fraction(1, 2), Fraction(1, 4)
+_NONE, _HALF, _HIGH, _FULL = (Fraction(i, 4) for i in (0, 2, 3, 4))
+
+# The tasks of a preset: name -> parts (weak or strong blur, noise level from, noise level to).
+_Parts = Mapping[str, Sequence[tuple[str, Fraction, Fraction]]]
+_PAPER: Mapping[str, _Parts] = {
+    "paper2": {
+        "low_noise": [("weak", _NONE, _HALF), ("strong", _NONE, _HALF)],
+        "high_noise": [("weak", _HALF, _FULL), ("strong", _HALF, _FULL)],
+    },
+    "paper3": {
+        "mild": [("weak", _NONE, _HALF)],
+        "blur_or_noise": [("weak", _HALF, _FULL), ("strong", _NONE, _HALF)],
+        "severe": [("strong", _HALF, _FULL)],
+    },
+    "paper4": {
+        "mild": [("weak", _NONE, _HALF)],
+        "blur": [("strong", _NONE, _HALF)],
+        "noise": [("weak", _HALF, _FULL)],
+        "severe": [("strong", _HALF, _FULL)],
+    },
+    "paper5": {
+        "mild": [("weak", _NONE, _HALF)],
+        "blur": [("strong", _NONE, _HALF)],
+        "noise": [("weak", _HALF, _FULL)],
+        "severe": [("strong", _HALF, _HIGH)],
+        "extreme": [("strong", _HIGH, _FULL)],
+    },
+}
 
 
-def _paper(space: DegradationSpace, names: Sequence[Sequence[tuple[str, Fraction]]]) -> TaskSpace:
-    """Slices of the noise level (name, upper end), separately for weak and strong blur; one name is one task."""
+def _paper(name: str, space: DegradationSpace) -> TaskSpace:
     sizes = space.first.blur.kernel_sizes
-    halves = [s for s in sizes if s < _STRONG_BLUR], [s for s in sizes if s >= _STRONG_BLUR]
-    boxes: dict[str, list[Box]] = {}
-    for half, slices in zip(halves, names, strict=True):
-        low = Fraction(0)
-        for name, high in slices:
-            boxes.setdefault(name, []).extend(_product(space, half, low, high))
-            low = high
-    return TaskSpace(space, [Task(name, merged(some)) for name, some in boxes.items()])
-
-
-def _paper2(space: DegradationSpace) -> TaskSpace:
-    slices = (("low_noise", _HALF), ("high_noise", Fraction(1)))
-    return _paper(space, (slices, slices))
-
-
-def _paper3(space: DegradationSpace) -> TaskSpace:
-    one = Fraction(1)
-    return _paper(
-        space,
-        (
-            (("mild", _HALF), ("blur_or_noise", one)),
-            (("blur_or_noise", _HALF), ("severe", one)),
-        ),
-    )
-
-
-def _paper4(space: DegradationSpace) -> TaskSpace:
-    one = Fraction(1)
-    tasks = _paper(space, ((("mild", _HALF), ("noise", one)), (("blur", _HALF), ("severe", one))))
-    return _ordered(tasks, ("mild", "blur", "noise", "severe"))
-
-
-def _paper5(space: DegradationSpace) -> TaskSpace:
-    one = Fraction(1)
-    strong = (("blur", _HALF), ("severe", 3 * _QUARTER), ("extreme", one))
-    tasks = _paper(space, ((("mild", _HALF), ("noise", one)), strong))
-    return _ordered(tasks, ("mild", "blur", "noise", "severe", "extreme"))
-
-
-def _ordered(tasks: TaskSpace, names: Sequence[str]) -> TaskSpace:
-    by_name = {task.name: task for task in tasks.tasks}
-    return TaskSpace(tasks.space, [by_name[name] for name in names])
+    halves = {
+        "weak": [size for size in sizes if size < _STRONG_BLUR],
+        "strong": [size for size in sizes if size >= _STRONG_BLUR],
+    }
+    tasks = []
+    for task, parts in _PAPER[name].items():
+        boxes = [_product(space, halves[blur], low, high) for blur, low, high in parts]
+        tasks.append(Task(task, merged(itertools.chain.from_iterable(boxes))))
+    return TaskSpace(space, tasks)
 
 
 def _two_stage4(space: DegradationSpace) -> TaskSpace:
@@ -317,19 +321,17 @@ def _two_stage4(space: DegradationSpace) -> TaskSpace:
 
 PRESETS: Mapping[str, Callable[[DegradationSpace], TaskSpace | ScoreTaskSpace]] = MappingProxyType(
     {
-        "paper2": _paper2,
-        "paper3": _paper3,
-        "paper4": _paper4,
-        "paper5": _paper5,
+        **{name: partial(_paper, name) for name in _PAPER},
         "two_stage4": _two_stage4,
         "physical4": ScoreTaskSpace,
     }
 )
 """Ready-made tasks by name, each a function of a degradation space.
 
-Masses on Real-ESRGAN's space: `paper2` 1/2 each (noise); `paper3` 1/4, 1/2, 1/4; `paper4` 1/4 each, first kernel size
-from 15 and first noise level from 1/2; `paper5` the same with severe cut once more at level 3/4; `two_stage4` 11/40,
-9/40, 11/40, 9/40, both kernel sizes and the second noise level; `physical4` medians of effective blur and noise.
+Masses on Real-ESRGAN's space: `paper2` 1/2 each (noise); `paper3` 1/4, 1/2, 1/4; `paper4` 1/4 each,
+first kernel size from 15 and first noise level from 1/2; `paper5` the same with severe cut once
+more at level 3/4; `two_stage4` 11/40, 9/40, 11/40, 9/40, both kernel sizes and the second noise
+level; `physical4` medians of effective blur and noise.
 """
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mtlweight_sr.data import Photographs
 from mtlweight_sr.degradation.parameters import DegradationParameters
-from mtlweight_sr.tasks import TaskSpace
+from mtlweight_sr.tasks import ScoreTaskSpace, TaskSpace
 from mtlweight_sr.validation_files import read_image, read_manifest, write_set
 
 NATURAL = "natural"
@@ -31,9 +31,9 @@ class ValidationSet:
     cube and the noise seed behind each LR image (numbers as hexadecimal floats, exact), and the
     SHA-256 of each file.
 
-    Image `i` has the same row of the cube and the same noise seed in every task, mapped into the
-    task's part of the space: differences between tasks are paired, hence far less noisy than
-    with independent draws.
+    Image `i` is drawn with id `i` in every task. Where tasks are boxes, that is the same row of the
+    cube, mapped into each task's part, and the same noise seed: differences between tasks are
+    paired, hence far less noisy than with independent draws.
 
     Attributes:
         path: the folder.
@@ -64,7 +64,7 @@ class ValidationSet:
     def build(
         cls,
         source: Photographs,
-        task_space: TaskSpace,
+        task_space: TaskSpace | ScoreTaskSpace,
         *,
         seed: int,
         crop: int | None,
@@ -121,7 +121,7 @@ class ValidationSet:
     def load_or_build(
         cls,
         source: Photographs,
-        task_space: TaskSpace,
+        task_space: TaskSpace | ScoreTaskSpace,
         *,
         seed: int,
         crop: int | None,
@@ -194,7 +194,10 @@ class ValidationSet:
 
 
 def _checked_count(
-    source: Photographs, task_space: TaskSpace, crop: int | None, images: int | None
+    source: Photographs,
+    task_space: TaskSpace | ScoreTaskSpace,
+    crop: int | None,
+    images: int | None,
 ) -> int:
     count = len(source) if images is None else images
     if not 1 <= count <= len(source):
@@ -210,7 +213,7 @@ def _checked_count(
 
 
 def _draw(
-    task_space: TaskSpace, count: int, seed: int, natural: bool
+    task_space: TaskSpace | ScoreTaskSpace, count: int, seed: int, natural: bool
 ) -> dict[str, DegradationParameters]:
     """One row per photograph for each task, drawn with the same ids."""
     if NATURAL in task_space.names:
@@ -227,7 +230,7 @@ def _draw(
 
 def _request(
     source: Photographs,
-    task_space: TaskSpace,
+    task_space: TaskSpace | ScoreTaskSpace,
     seed: int,
     crop: int | None,
     count: int,

@@ -33,7 +33,7 @@ class DTP(MetricStrategy):
         tasks: The names of the tasks, or their number.
         gamma: $\gamma$, the focus on difficult tasks.
         smoothing: The share of the past in the smoothed metrics.
-        options: See `Options`.
+        **options: See `Options`.
 
     Source: Guo et al., *Dynamic task prioritization for multitask learning*, ECCV 2018.
     """
@@ -87,7 +87,7 @@ class Achievement(MetricStrategy):
         total: What is minimised: the `"geometric"` mean above, or the `"arithmetic"` one,
             $\sum_i w_i L_i$.
         higher_is_better: Whether more of a metric is better, for all or by task.
-        options: See `Options`.
+        **options: See `Options`.
 
     Raises:
         OptionError: A reference is missing or not positive.
@@ -171,7 +171,7 @@ class FocalAchievement(MetricStrategy):
         cap: The most by which $\gamma D$ may differ between tasks: no weight falls below $e^{-cap}$
             of the largest.
         smoothing: The share of the past in the smoothed metrics.
-        options: See `Options`.
+        **options: See `Options`.
 
     Raises:
         OptionError: A reference is missing or not finite.

@@ -25,7 +25,7 @@ class DWA(LossStrategy):
     Args:
         tasks: The names of the tasks, or their number.
         temperature: $\tau$; the larger, the more equal the weights.
-        options: See `Options`.
+        **options: See `Options`.
 
     Source: Liu, Johns & Davison, *End-to-end multi-task learning with attention*, CVPR 2019, eq. 7.
     """

@@ -34,7 +34,7 @@ class Fixed(LossStrategy):
         tasks: The names of the tasks, or their number.
         weights: $w$, non-negative and not all zero: a mapping from task name, or `[T]`. Taken as
             they are; tasks absent from a batch do not change those of the others.
-        options: See `Options`.
+        **options: See `Options`.
 
     Raises:
         OptionError: A weight is missing, negative or not finite, or all are zero.

@@ -29,7 +29,7 @@ class AvgNorm(GramStrategy):
         tasks: The names of the tasks, or their number.
         scale: The common length S: `"sum_norm"` as above, `"mean_norm"` $\lVert \frac1T \sum g_j
             \rVert$, `"mean_of_norms"` $\frac1T \sum \lVert g_j \rVert$, `"max_norm"`, or `"one"`.
-        options: See `GradientOptions`.
+        **options: See `GradientOptions`.
 
     Source: Guo et al., *Revisit the imbalance optimization in multi-task learning*, arXiv
     2509.23915. The rule reached us through reading notes of section V-F, not the paper's own page.
@@ -76,7 +76,7 @@ class DBMTL(GradientStrategy):
         tasks: The names of the tasks, or their number.
         beta: $\beta$, the share of the past in the first step, below one.
         beta_sigma: $\sigma$, how fast it falls.
-        options: See `GradientOptions`.
+        **options: See `GradientOptions`.
 
     Attributes:
         averages: $\hat g$, `[T, P]`.

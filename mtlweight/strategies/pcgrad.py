@@ -26,7 +26,7 @@ class PCGrad(GramStrategy):
         tasks: The names of the tasks, or their number.
         shuffle: Whether the order is random, as in the paper, or that of the tasks.
         seed: Seeds the orders.
-        options: See `GradientOptions`.
+        **options: See `GradientOptions`.
 
     Source: Yu et al., *Gradient surgery for multi-task learning*, NeurIPS 2020, algorithm 1.
     """

@@ -22,7 +22,7 @@ class RLW(LossStrategy):
     Args:
         tasks: The names of the tasks, or their number.
         seed: Seeds the draws.
-        options: See `Options`.
+        **options: See `Options`.
 
     Source: Lin, Ye, Zhang & Tsang, *Reasonable effectiveness of random weighting: a litmus test for
     multi-task learning*, TMLR 2022, with its default distribution.

@@ -25,7 +25,7 @@ class UW(LossStrategy):
         tasks: The names of the tasks, or their number.
         learning_rate: That of $s$.
         initial: $s$ at the start.
-        options: See `Options`.
+        **options: See `Options`.
 
     Source: Kendall, Gal & Cipolla, *Multi-task learning using uncertainty to weigh losses*, CVPR
     2018, eq. 7, in the form for regression, for all tasks.
@@ -65,7 +65,7 @@ class IMTLL(LossStrategy):
         tasks: The names of the tasks, or their number.
         learning_rate: That of $s$.
         initial: $s$ at the start.
-        options: See `Options`.
+        **options: See `Options`.
 
     Source: Liu et al., *Towards impartial multi-task learning*, ICLR 2021, IMTL-L with base e.
     """

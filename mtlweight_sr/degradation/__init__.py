@@ -1,4 +1,4 @@
-"""The two-stage degradation of Real-ESRGAN as a pure function of images and per-sample parameters."""
+"""The two-stage degradation of Real-ESRGAN as a pure function, every choice per sample."""
 
 from .blur import blur, usm_sharpen
 from .boxes import Box, boxes_where

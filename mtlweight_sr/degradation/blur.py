@@ -18,7 +18,7 @@ def _reflected(length: int, pad: int, device: torch.device) -> Tensor:
 
 
 def reflect_pad(images: Tensor, pad: int) -> Tensor:
-    """Reflect padding without repeating the border (reflect-101), also where `pad` exceeds the image.
+    """Reflect padding that leaves the border single (reflect-101), of any width.
 
     Args:
         images: `[B, C, H, W]`.
@@ -57,7 +57,8 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
             f"{list(kernels.shape)}; write kernel.expand({batch}, -1, -1) to share one"
         )
     padded = reflect_pad(images, kernels.shape[-1] // 2)
-    # One group per channel of each image: a single convolution filters the batch with different kernels.
+    # One group per channel of each image: a single convolution filters the batch with different
+    # kernels.
     weight = kernels.repeat_interleave(channels, 0)[:, None]
     flat = padded.reshape(1, batch * channels, *padded.shape[-2:])
     return F.conv2d(flat, weight, groups=batch * channels).reshape(batch, channels, height, width)
@@ -68,8 +69,9 @@ def usm_sharpen(
 ) -> Tensor:
     r"""Unsharp masking of ground truth, where the image differs enough from its blur.
 
-    With $G$ a Gaussian filter of radius + 1 taps (radius even), $r=x-G x$ and $m=[|255 r|>\text{threshold}]$:
-    $y=(G m)\,\mathrm{clip}(x+\text{weight}\,r,0,1)+(1-G m)\,x$. The Gaussian is applied as two 1-D filters.
+    With $G$ a Gaussian filter of radius + 1 taps (radius even), $r=x-G x$ and $m=[|255
+    r|>\text{threshold}]$: $y=(G m)\,\mathrm{clip}(x+\text{weight}\,r,0,1)+(1-G m)\,x$. The Gaussian
+    is applied as two 1-D filters.
 
     Args:
         images: `[B, C, H, W]` in [0, 1].

@@ -1,6 +1,7 @@
 """Boxes of the unit cube: where a parameter lies in a range.
 
-A task is a finite union of disjoint boxes. Sides are fractions, so volumes are exact and totals are compared with `==`.
+A task is a finite union of disjoint boxes. Sides are fractions, so volumes are exact and totals are
+compared with `==`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Box:
     """An axis-aligned box of the cube, half-open: low <= v < high on every side.
 
     Attributes:
-        sides: Column -> (low, high) with 0 <= low < high <= 1, as fractions, ints or floats (a float is read as the
-            decimal it prints); columns left out span [0, 1).
+        sides: Column -> (low, high) with 0 <= low < high <= 1, as fractions, ints or floats (a
+            float is read as the decimal it prints); columns left out span [0, 1).
 
     Raises:
         ValueError: An unknown column, or bounds that are no interval of [0, 1].
@@ -41,12 +42,14 @@ class Box:
         for column, (low, high) in self.sides.items():
             if column not in COLUMNS:
                 raise ValueError(
-                    f"expected a column of the cube in `sides`, got {column!r}; write one of {COLUMNS}"
+                    f"expected a column of the cube in `sides`, got {column!r}; write one of "
+                    f"{COLUMNS}"
                 )
             side = exact(low), exact(high)
             if not 0 <= side[0] < side[1] <= 1:
                 raise ValueError(
-                    f"expected 0 <= low < high <= 1 for {column!r} in `sides`, got ({low}, {high}); "
+                    f"expected 0 <= low < high <= 1 for {column!r} in `sides`, got ({low}, "
+                    f"{high}); "
                     "write for example (0, 0.5)"
                 )
             if side != _WHOLE:
@@ -120,26 +123,30 @@ def _values(space: DegradationSpace, name: str, wanted: Wanted) -> tuple[float, 
                 f"write for example {name}=({(lowest + highest) / 2:g}, {highest:g})"
             )
         return low, high
-    single = isinstance(wanted, str | bool | int | float)
-    chosen = [wanted] if single else list(wanted)  # type: ignore[arg-type]
+    chosen: list[bool | int | float | str] = (
+        [wanted] if isinstance(wanted, str | bool | int | float) else list(wanted)
+    )
     if any(piece.column for piece in pieces):
         low, high = pieces[0].low, pieces[0].high
         raise ValueError(
-            f"expected a range for `{name}`, which is continuous, got {wanted!r}: a single value has no "
+            f"expected a range for `{name}`, which is continuous, got {wanted!r}: a single value "
+            f"has no "
             f"probability; write for example {name}=({low:g}, {high:g})"
         )
-    known = {(names[int(p.low)] if names else p.low): p.low for p in pieces}
+    known: dict[bool | int | float | str, float] = {
+        (names[int(p.low)] if names else p.low): p.low for p in pieces
+    }
     unknown = [value for value in chosen if value not in known]
     if unknown or not chosen:
         raise ValueError(
-            f"expected values of `{name}` among {sorted(known)}, got {wanted!r}; "
+            f"expected values of `{name}` among {tuple(known)}, got {wanted!r}; "
             f"write for example {name}={next(iter(known))!r}"
         )
     return {known[value] for value in chosen}
 
 
 def _part(piece: Branch, wanted: tuple[float, float] | set[float], top: float) -> Box | None:
-    """The part of one branch's box on which its value is wanted; `top` is the parameter's maximum."""
+    """Where one branch has a wanted value; `top` is the parameter's maximum."""
     if piece.column is None:
         if isinstance(wanted, set):
             inside = piece.low in wanted
@@ -161,17 +168,19 @@ def boxes_where(space: DegradationSpace, name: str, wanted: Wanted) -> tuple[Box
 
     Args:
         space: The distribution.
-        name: A parameter of `branches(space)`, for example "kernel_size_1", "noise_sigma_1" or "resize_scale_2".
-        wanted: A range (low, high), one value, or a list or set of values. A range of a continuous parameter is
-            low <= x < high, so that neighbouring ranges share nothing; a range of a discrete one includes both ends.
-            A parameter that exists only for some choice (`noise_sigma_1`) holds the task to that choice.
+        name: A parameter of `branches(space)`, for example "kernel_size_1", "noise_sigma_1" or
+            "resize_scale_2".
+        wanted: A range (low, high), one value, or a list or set of values. A range of a continuous
+            parameter is low <= x < high, so that neighbouring ranges share nothing; a range of a
+            discrete one includes both ends. A parameter that exists only for some choice
+            (`noise_sigma_1`) holds the task to that choice.
 
     Returns:
         Disjoint boxes, merged where they touch.
 
     Raises:
-        ValueError: An unknown parameter, a range outside the parameter's own, a value it never takes, or a range of
-            probability zero.
+        ValueError: An unknown parameter, a range outside the parameter's own, a value it never
+            takes, or a range of probability zero.
     """
     known: Mapping[str, tuple[Branch, ...]] = branches(space)
     if not known.get(name):

@@ -1,15 +1,16 @@
 r"""The unit cube behind a degradation: 38 uniforms per sample, and what each becomes.
 
-Every primitive choice of one sample is a fixed function of one uniform $v\in[0,1)$, piecewise constant or affine. A
-parameter is a tuple of `Branch`es whose boxes are disjoint: this single description drives the draws
-(`parameters_from_cube`), the translation of physical ranges into boxes (`boxes_where`) and the words in reports.
+Every primitive choice of one sample is a fixed function of one uniform $v\in[0,1)$, piecewise
+constant or affine. A parameter is a tuple of `Branch`es whose boxes are disjoint: this single
+description drives the draws (`parameters_from_cube`), the translation of physical ranges into boxes
+(`boxes_where`) and the words in reports.
 
 Columns in the order of the cube; `_1` and `_2` are the stages, the second repeats the first:
 
 | columns | name | meaning |
 | --- | --- | --- |
 | 0, 17 | `kernel_size_*` | one of the equally likely odd sizes |
-| 1, 18 | `sinc_*` | sinc kernel if below its probability; in stage 1, no blur at all if at or above `blur.on` |
+| 1, 18 | `sinc_*` | sinc kernel if low; in stage 1, no blur if at or above `blur.on` |
 | 2, 19 | `family_*` | one of the six families |
 | 3, 20 | `sigma_x_*` | first standard deviation |
 | 4, 21 | `sigma_y_*` | second standard deviation, read by anisotropic families |
@@ -40,7 +41,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from .space import FAMILIES, MODES, DegradationSpace, FinalStage, Stage, exact
 
@@ -101,8 +102,9 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 class Branch:
     r"""One piece of a parameter's map.
 
-    Inside the box `where` the value is $\mathrm{low}+(\mathrm{high}-\mathrm{low})\frac{v-a}{b-a}$, with $v$ the uniform
-    of `column` and $(a,b)$ the side of `where` on that column; without a `column` it is the constant `low`.
+    Inside the box `where` the value is $\mathrm{low}+(\mathrm{high}-\mathrm{low})\frac{v-a}{b-a}$,
+    with $v$ the uniform of `column` and $(a,b)$ the side of `where` on that column; without a
+    `column` it is the constant `low`.
 
     Attributes:
         where: The box of the cube on which this piece holds.
@@ -137,7 +139,7 @@ def _edges(probabilities: Sequence[Fraction]) -> list[Fraction]:
 
 def _atoms(column: str, probabilities: Sequence[Fraction]) -> list[Sides]:
     edges = _edges(probabilities)
-    return [{column: side} for side in zip(edges, edges[1:], strict=False)]
+    return [{column: side} for side in pairwise(edges)]
 
 
 def _switch(column: str, probability: float) -> tuple[Branch, ...]:
@@ -245,8 +247,9 @@ def _final(final: FinalStage) -> dict[str, _Branches]:
 def branches(space: DegradationSpace) -> Mapping[str, tuple[Branch, ...]]:
     """Every parameter of a space as its branches; boxes of no volume are left out.
 
-    The keys are the parameters a user may set a range for: most columns under their own name, and `blur_1`, `jpeg_*`,
-    `noise_sigma_*` (1/255, Gaussian samples only) and `noise_scale_*` (Poisson samples only).
+    The keys are the parameters a user may set a range for: most columns under their own name, and
+    `blur_1`, `jpeg_*`, `noise_sigma_*` (1/255, Gaussian samples only) and `noise_scale_*` (Poisson
+    samples only).
     """
     every = {**_stage(space.first, 1), **_stage(space.second, 2), **_final(space.final)}
     return {
@@ -257,7 +260,7 @@ def branches(space: DegradationSpace) -> Mapping[str, tuple[Branch, ...]]:
 
 @lru_cache(maxsize=32)
 def atom_edges(space: DegradationSpace) -> Mapping[str, frozenset[Fraction]]:
-    """The discrete columns and the edges between their atoms: the only places where such a column may be cut."""
+    """The discrete columns and the edges of their atoms, where alone they may be cut."""
     pieces = [piece for some in branches(space).values() for piece in some]
     read = {piece.column for piece in pieces}
     edges: dict[str, set[Fraction]] = {}

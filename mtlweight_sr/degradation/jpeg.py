@@ -1,9 +1,9 @@
 r"""JPEG compression on tensors, one quality per sample.
 
-Both modes are 4:2:0: luma and half-size chroma, 8x8 DCT, division by a table, rounding, and back. They differ in every
-rounding:
+Both modes are 4:2:0: luma and half-size chroma, 8x8 DCT, division by a table, rounding, and back.
+They differ in every rounding:
 
-| | `"libjpeg"`: what image files went through | `"basicsr"`: what published networks were trained on |
+| | `"libjpeg"`: codec of image files | `"basicsr"`: codec of published trainings |
 | --- | --- | --- |
 | colours | rounded to integers | real |
 | padding to 16 | border repeated | black |
@@ -13,7 +13,8 @@ rounding:
 | chroma up | triangle filter | repetition |
 | result | 8-bit levels | real |
 
-Source: ITU-T T.81, annexes A and K; T.871 for the colours; the second column describes BasicSR's DiffJPEG.
+Source: ITU-T T.81, annexes A and K; T.871 for the colours; the second column describes BasicSR's
+    DiffJPEG.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _CHROMA_CORNER = ((17, 18, 24, 47), (18, 21, 26, 66), (24, 26, 56, 99), (47, 66,
 
 @lru_cache(maxsize=8)
 def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The 2-D DCT on flattened 8x8 blocks `[64, 64]`, and the luma and chroma tables `[64]`, rows vertical frequencies."""
+    """The DCT of flattened blocks `[64, 64]`; luma and chroma tables `[8, 8]`, rows vertical."""
     k = torch.arange(8, dtype=torch.float64)
     dct = torch.cos(torch.outer(k, 2 * k + 1) * torch.pi / 16) / 2
     dct[0] /= 2**0.5
@@ -76,14 +77,15 @@ def _libjpeg_tables(base: Tensor, quality: Tensor) -> Tensor:
 
 
 def _basicsr_tables(base: Tensor, quality: Tensor) -> Tensor:
-    """Real tables `[B, 1, 64]` of a real quality; quality 100 would divide by zero and gets steps of nearly zero."""
+    """Real tables `[B, 1, 64]` of a real quality; nearly zero, not zero, at quality 100."""
     quality = quality[:, None, None]
     factor = torch.where(quality < 50, 50 / quality, (200 - 2 * quality) / 100).clamp_min(1e-4)
     return (base * factor).flatten(1)[:, None]
 
 
 def _integer_codec(plane: Tensor, table: Tensor, basis: Tensor) -> Tensor:
-    # libjpeg's DCT delivers eighths as integers; rounding to them first makes ties of the quantiser fall as there.
+    # libjpeg's DCT delivers eighths as integers; rounding to them first makes ties of the quantiser
+    # fall as there.
     eighths = torch.round((_blocks(plane) - 128) @ basis.T * 8)
     steps = torch.floor((eighths.abs() + 4 * table) / (8 * table)) * eighths.sign()
     decoded = (steps * table) @ basis
@@ -96,7 +98,7 @@ def _real_codec(plane: Tensor, table: Tensor, basis: Tensor) -> Tensor:
 
 
 def _chroma_up(plane: Tensor, height: int, width: int) -> Tensor:
-    """libjpeg's triangle upsampling of integer levels: weights 9, 3, 3, 1 of 16, rounding alternates by column."""
+    """Triangle upsampling of integer levels, weights 9, 3, 3, 1, rounding as in libjpeg."""
     padded = F.pad(plane[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     middle, above, below = padded[:, 1:-1], padded[:, :-2], padded[:, 2:]
     rows = rearrange([3 * middle + above, 3 * middle + below], "two b h w -> b (h two) w")
@@ -161,19 +163,22 @@ def jpeg(images: Tensor, quality: Tensor, mode: JpegMode = "libjpeg") -> Tensor:
     Args:
         images: `[B, 3, H, W]` in [0, 1], float32, any size.
         quality: `[B]` in [1, 100]; the libjpeg mode rounds it to integers.
-        mode: "libjpeg" follows libjpeg-turbo's codec to within one level on 93 % of the pixels of photographs and more;
-            "basicsr" reproduces the training codec of Real-ESRGAN, its defects included.
+        mode: "libjpeg" follows libjpeg-turbo's codec to within one level on 93 % of the pixels of
+            photographs and more; "basicsr" reproduces the training codec of Real-ESRGAN, its
+            defects included.
 
     Returns:
         `[B, 3, H, W]` in [0, 1], in the libjpeg mode on multiples of 1/255.
 
     Raises:
         TypeError: Images that are not float32.
-        ValueError: Wrong shapes, an unknown mode, or a quality outside [1, 100] (looked at on the CPU only).
+        ValueError: Wrong shapes, an unknown mode, or a quality outside [1, 100] (looked at on the
+            CPU only).
     """
     if images.dtype != torch.float32:
         raise TypeError(
-            f"expected `images` in float32, got {images.dtype}: levels of 1/255 vanish in half precision; "
+            f"expected `images` in float32, got {images.dtype}: levels of 1/255 vanish in half "
+            f"precision; "
             "write images.float()"
         )
     if images.ndim != 4 or images.shape[1] != 3 or quality.shape != images.shape[:1]:

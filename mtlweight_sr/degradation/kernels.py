@@ -4,8 +4,8 @@ With $z=(x,y)$ on the integer grid centred on the kernel, $R(\theta)$ a rotation
 $q=z^\top(R\,\mathrm{diag}(\sigma_x^2,\sigma_y^2)\,R^\top)^{-1}z$:
 
 - Gaussian $e^{-q/2}$; generalised Gaussian $e^{-q^\beta/2}$; plateau $1/(1+q^\beta)$;
-- sinc $\omega J_1(\omega r)/(2\pi r)$ with $r=|z|$ and $\omega^2/4\pi$ at the centre: the ideal low-pass filter of radius
-  $\omega$.
+- sinc $\omega J_1(\omega r)/(2\pi r)$ with $r=|z|$ and $\omega^2/4\pi$ at the centre: the ideal
+  low-pass filter of radius $\omega$.
 
 Outside its own odd size a kernel is zero. Source: Real-ESRGAN (2021), sections 3.1 and 3.4.
 """
@@ -26,7 +26,7 @@ SIZE = 21
 
 
 def _grid(like: Tensor) -> tuple[Tensor, Tensor]:
-    """x (along the width) and y (along the height), each `[1, 21, 21]`."""
+    """X (along the width) and y (along the height), each `[1, 21, 21]`."""
     axis = torch.arange(SIZE, dtype=like.dtype, device=like.device) - SIZE // 2
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return x[None], y[None]
@@ -45,11 +45,12 @@ def _normalised(values: Tensor, size: Tensor) -> Tensor:
 def gaussian_like(
     size: Tensor, family: Tensor, sigma_x: Tensor, sigma_y: Tensor, rotation: Tensor, beta: Tensor
 ) -> Tensor:
-    """Kernels of the six families; arguments `[B]`, reals of one dtype, which is the dtype of the result.
+    """Kernels of the six families; arguments `[B]`, result `[B, 21, 21]` in their real dtype.
 
     Args:
         size: Odd sizes up to 21.
-        family: Places in `FAMILIES`; isotropic ones ignore `sigma_y` and `rotation`, plain Gaussians ignore `beta`.
+        family: Places in `FAMILIES`; isotropic ones ignore `sigma_y` and `rotation`, plain
+            Gaussians ignore `beta`.
         sigma_x: First standard deviation, in pixels.
         sigma_y: Second standard deviation.
         rotation: Rotation in radians, from x towards y.
@@ -69,7 +70,7 @@ def gaussian_like(
 
 
 def sinc(size: Tensor, omega: Tensor) -> Tensor:
-    """Sinc kernels; arguments `[B]`, `omega` in (0, pi] radians per pixel, of the dtype of the result."""
+    """Sinc kernels `[B, 21, 21]`; arguments `[B]`, `omega` in (0, pi] radians per pixel."""
     x, y = _grid(omega)
     radius = torch.sqrt(x**2 + y**2)
     centre = radius == 0
@@ -91,10 +92,11 @@ def blur_kernels(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """One kernel per row, a sinc where `sinc_flag` says so; arguments `[B]`, in the units of `StageParameters`.
+    """One kernel per row; arguments `[B]` are the fields of `StageParameters`.
 
     Returns:
-        `[B, 21, 21]` in `dtype` (float32 or float64), on the device of the arguments, computed in that dtype.
+        `[B, 21, 21]` in `dtype` (float32 or float64), on the device of the arguments, computed in
+        that dtype.
 
     Raises:
         TypeError: Another dtype.
@@ -110,7 +112,7 @@ def blur_kernels(
 def stage_kernels(
     stage: StageParameters | FinalParameters, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The kernels of a stage, `[B, 21, 21]`; rows that are not blurred get a kernel too, to be left unused."""
+    """The kernels of a stage, `[B, 21, 21]`, one for every row whether it is blurred or not."""
     if isinstance(stage, FinalParameters):
         return sinc(stage.kernel_size, stage.omega.to(dtype))
     return blur_kernels(

@@ -24,7 +24,8 @@ def gaussian_noise(
     Args:
         images: `[B, C, H, W]`; only its shape, dtype and device matter.
         sigma: Standard deviation of each sample in 1/255, `[B]`.
-        gray: Whether the channels of a sample share one field, bool `[B]`. Samples never share a field.
+        gray: Whether the channels of a sample share one field, bool `[B]`. Samples never share a
+            field.
         generator: Where the numbers come from.
     """
     field = torch.randn(images.shape, dtype=images.dtype, device=images.device, generator=generator)
@@ -50,15 +51,17 @@ def poisson_noise(
 ) -> Tensor:
     r"""A field of Poisson noise, to be added to the images.
 
-    With $v$ the image rounded to 8-bit levels and $n$ the number of grains per unit: scale times $P/n-v$, $P$ Poisson
-    with mean $n v$; the variance is $\text{scale}^2\,v/n$.
+    With $v$ the image rounded to 8-bit levels and $n$ the number of grains per unit: scale times
+    $P/n-v$, $P$ Poisson with mean $n v$; the variance is $\text{scale}^2\,v/n$.
 
     Args:
         images: `[B, 3, H, W]`, values outside [0, 1] count as the nearest of the two.
         scale: Multiplier of each sample, `[B]`.
-        gray: Whether the noise of a sample is that of its luma, the same in every channel, bool `[B]`.
-        levels: "auto": n is the smallest power of two that reaches the number of distinct levels in the sample, so that
-            flat images get far more noise (Real-ESRGAN's law). 256: n is 256 for every image.
+        gray: Whether the noise of a sample is that of its luma, the same in every channel, bool
+            `[B]`.
+        levels: "auto": n is the smallest power of two that reaches the number of distinct levels in
+            the sample, so that flat images get far more noise (Real-ESRGAN's law). 256: n is 256
+            for every image.
         generator: Where the numbers come from.
 
     Raises:

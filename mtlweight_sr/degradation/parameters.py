@@ -1,4 +1,4 @@
-"""The parameters of a batch of degradations: one row per sample, and the space they are drawn from."""
+"""The parameters of a batch of degradations: one row per sample."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ class StageParameters(_Rows):
         rotation: Rotation in radians; 0 in isotropic families.
         beta: Shape exponent; 1 in plain Gaussians.
         omega: Cutoff of a sinc, in radians per pixel.
-        resize_scale: Factor of the resize, relative to the HR size in stage 1 and to the LR size in stage 2.
+        resize_scale: Factor of the resize, relative to the HR size in stage 1 and to the LR size in
+            stage 2.
         resize_mode: Place in `MODES`, int64.
         noise_type: Place in `NOISE_TYPES`, int64.
         noise_level: Strength in [0, 1], as a fraction of the type's range.
@@ -130,7 +131,8 @@ class DegradationParameters(_Rows):
         first: The first stage.
         second: The second stage.
         final: The last resize and filter.
-        cube: The row of the unit cube behind each sample, `[B, 38]` float64; it reproduces everything but the noise.
+        cube: The row of the unit cube behind each sample, `[B, 38]` float64; it reproduces
+            everything but the noise.
         seed: The key of each sample's noise fields, `[B]` int64.
     """
 
@@ -191,14 +193,16 @@ def _blur(stage: StageParameters) -> str:
     if stage.sinc:
         return f"sinc blur {size}x{size} with cutoff {float(stage.omega):.2f}"
     family = int(stage.family)
-    words = f"{FAMILIES[family].replace('_', ' ')} blur {size}x{size} with sigma {float(stage.sigma_x):.2f}"
+    name = FAMILIES[family].replace("_", " ")
+    words = f"{name} blur {size}x{size} with sigma {float(stage.sigma_x):.2f}"
     if family % 2:
         words += f" and {float(stage.sigma_y):.2f} rotated by {float(stage.rotation):.2f} rad"
     return words + (f", exponent {float(stage.beta):.2f}" if family > 1 else "")
 
 
 def _resize(stage: StageParameters, of: str) -> str:
-    return f"{MODES[int(stage.resize_mode)]} resize to {float(stage.resize_scale):.2f} of the {of} size"
+    mode = MODES[int(stage.resize_mode)]
+    return f"{mode} resize to {float(stage.resize_scale):.2f} of the {of} size"
 
 
 def _noise(stage: StageParameters) -> str:

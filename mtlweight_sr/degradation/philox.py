@@ -1,9 +1,11 @@
 r"""A counter-based random generator: numbers are a pure function of (seed, stream, id, position).
 
-Philox4x32-10: a counter of four 32-bit words is mixed with a key of two words in ten rounds of multiplication. Any
-number can be made alone, which is what makes draws independent of batch layout, workers and world size.
+Philox4x32-10: a counter of four 32-bit words is mixed with a key of two words in ten rounds of
+multiplication. Any number can be made alone, which is what makes draws independent of batch layout,
+workers and world size.
 
-Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011), table of known answers included.
+Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011), table of known answers
+    included.
 """
 
 from __future__ import annotations
@@ -58,12 +60,14 @@ def as_ids(ids: Sequence[int] | Tensor | NDArray[np.int64]) -> NDArray[np.int64]
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
         raise TypeError(
-            f"expected `ids` of whole numbers, got {array.dtype}; write for example torch.arange(16)"
+            f"expected `ids` of whole numbers, got {array.dtype}; write for example "
+            f"torch.arange(16)"
         )
     if array.ndim != 1 or (array.size and array.min() < 0):
         shown = array.shape if array.ndim != 1 else int(array.min())
         raise ValueError(
-            f"expected `ids` of shape [B] with values >= 0, got {shown}; write for example range(16)"
+            f"expected `ids` of shape [B] with values >= 0, got {shown}; write for example "
+            f"range(16)"
         )
     return array.astype(np.int64)
 
@@ -71,7 +75,7 @@ def as_ids(ids: Sequence[int] | Tensor | NDArray[np.int64]) -> NDArray[np.int64]
 def words(
     ids: NDArray[np.int64], seed: int, stream: int, count: int, start: int = 0
 ) -> NDArray[np.uint64]:
-    """`count` 64-bit words per id, `[B, count]`, from word `start` (even) of each id's own sequence.
+    """`count` 64-bit words per id, `[B, count]`, from word `start` (even) of its sequence.
 
     Raises:
         TypeError: `seed` or `stream` is no int.

@@ -1,4 +1,4 @@
-"""The degradation of a batch: HR images and parameters in, LR images out, nothing else read or kept."""
+"""The degradation of a batch: HR images and parameters in, LR images out."""
 
 from __future__ import annotations
 
@@ -25,23 +25,27 @@ Levels = Literal["auto", 256]
 def _check(hr: Tensor, parameters: DegradationParameters) -> None:
     if hr.dtype != torch.float32:
         raise TypeError(
-            f"expected `hr` in float32, got {hr.dtype}; write hr.float() / 255 for 8-bit images and hr.float() for "
+            f"expected `hr` in float32, got {hr.dtype}; write hr.float() / 255 for 8-bit images "
+            f"and hr.float() for "
             "others: levels of 1/255 vanish in half precision"
         )
     if hr.ndim != 4 or hr.shape[1] != 3:
         raise ValueError(
-            f"expected `hr` of shape [B, 3, H, W], got {list(hr.shape)}; write image[None] for a single RGB image"
+            f"expected `hr` of shape [B, 3, H, W], got {list(hr.shape)}; write image[None] for a "
+            f"single RGB image"
         )
     if hr.shape[0] != len(parameters):
         raise ValueError(
-            f"expected one row of `parameters` per image, got {len(parameters)} rows for {hr.shape[0]} images; "
+            f"expected one row of `parameters` per image, got {len(parameters)} rows for "
+            f"{hr.shape[0]} images; "
             "draw them with as many ids"
         )
     height, width = hr.shape[-2:]
     scale = parameters.scale
     if height % scale or width % scale or not height or not width:
         raise ValueError(
-            f"expected `hr` with height and width divisible by the scale {scale}, got {height}x{width}; write "
+            f"expected `hr` with height and width divisible by the scale {scale}, got "
+            f"{height}x{width}; write "
             f"hr[..., :{max(height - height % scale, scale)}, :{max(width - width % scale, scale)}]"
         )
     if hr.device.type == "cpu" and hr.numel():
@@ -66,15 +70,16 @@ class _Fields:
     def of(self, row: int, stage: int) -> torch.Generator:
         if self.generator is not None:
             return self.generator
-        # One generator per stage: what the first stage draws never shifts the second. CPU generators read the low 32
-        # bits alone, hence both halves of the key are folded into them.
+        # One generator per stage: what the first stage draws never shifts the second. CPU
+        # generators read the low 32 bits alone, hence both halves of the key are folded into them.
         key = self.seeds[row]
         folded = (key ^ key >> 32 ^ stage * 0x9E3779B9) & 0xFFFFFFFF
         return torch.Generator(self.device).manual_seed(folded | (key >> 32 << 32))
 
 
 def _blurred(image: Tensor, kernel: Tensor, size: int) -> Tensor:
-    # The canvas is zero outside the kernel's own size; leaving that out changes nothing but the cost.
+    # The canvas is zero outside the kernel's own size; leaving that out changes nothing but the
+    # cost.
     margin = (SIZE - size) // 2
     return blur(image, kernel[None, margin : SIZE - margin, margin : SIZE - margin])
 
@@ -117,16 +122,19 @@ def degrade(
 ) -> Tensor:
     """Degrade HR images into LR images, each by its own row of parameters.
 
-    In order: blur, resize, noise, JPEG; blur, resize relative to the LR size, noise; then the resize to LR size with the
-    final sinc filter before or after the second JPEG; rounding to 8-bit levels. Every choice is made per sample.
+    In order: blur, resize, noise, JPEG; blur, resize relative to the LR size, noise; then the
+    resize to LR size with the final sinc filter before or after the second JPEG; rounding to 8-bit
+    levels. Every choice is made per sample.
 
-    The function is pure: without a `generator`, each sample's noise comes from generators seeded by its own
-    `parameters.seed`, so a sample has the same bits alone and inside any batch (on one kind of device; devices have
-    different generators). Sharpening (`usm_sharpen`) and cropping are the caller's.
+    The function is pure: without a `generator`, each sample's noise comes from generators seeded by
+    its own `parameters.seed`, so a sample has the same bits alone and inside any batch (on one kind
+    of device; devices have different generators). Sharpening (`usm_sharpen`) and cropping are the
+    caller's.
 
     Args:
-        hr: `[B, 3, H, W]` float32 in [0, 1] on any device, H and W divisible by `parameters.scale`. Values are checked
-            on the CPU only, since looking at them would make an accelerator wait.
+        hr: `[B, 3, H, W]` float32 in [0, 1] on any device, H and W divisible by `parameters.scale`.
+            Values are checked on the CPU only, since looking at them would make an accelerator
+            wait.
         parameters: One row per image; best left on the CPU.
         generator: Draws all noise from one generator of hr's device instead, in batch order.
         jpeg: "libjpeg" for the codec of image files, "basicsr" for that of Real-ESRGAN's training.

@@ -23,8 +23,8 @@ def resize_by(images: Tensor, factor: float, mode: str) -> Tensor:
     Args:
         images: `[B, C, H, W]`.
         factor: Positive; 1 returns the images as they are.
-        mode: One of `MODES`. Area averages adaptive bins, bicubic uses a = -0.75; neither bilinear nor bicubic smooths
-            before it samples.
+        mode: One of `MODES`. Area averages adaptive bins, bicubic uses a = -0.75; neither bilinear
+            nor bicubic smooths before it samples.
 
     Returns:
         `[B, C, max(1, floor(H factor)), max(1, floor(W factor))]`.

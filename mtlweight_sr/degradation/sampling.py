@@ -17,7 +17,7 @@ from .space import DegradationSpace
 __all__ = ["ROW", "draw_cube", "draw_rows", "draw_seeds", "parameters_from_cube"]
 
 ROW = 40
-"""Random words that one draw of one id takes: 38 for the cube, one to choose a box, one for the noise seed."""
+"""Random words of one draw of one id: 38 for the cube, one for a box, one for the noise seed."""
 
 Ids = Sequence[int] | Tensor
 """Sample ids: whole numbers >= 0, any order, repeats allowed."""
@@ -31,11 +31,13 @@ def draw_rows(
     Args:
         ids: Sample ids, `[B]`.
         seed: Whole number in [0, 2**64).
-        stream: Whole number in [0, 2**32), for draws that must not share numbers (training 0, validation 1, ...).
+        stream: Whole number in [0, 2**32), for draws that must not share numbers (training 0,
+            validation 1, ...).
         attempt: Which draw of the id, for rejection at the level of parameters.
 
     Returns:
-        The cube `[B, 38]` float64, a further uniform `[B]` float64, and the noise seeds `[B]` int64.
+        The cube `[B, 38]` float64, a further uniform `[B]` float64, and the noise seeds `[B]`
+        int64.
     """
     row = words(as_ids(ids), seed, stream, ROW, start=ROW * attempt)
     seeds = torch.from_numpy((row[:, -1] >> np.uint64(1)).astype(np.int64))
@@ -44,7 +46,7 @@ def draw_rows(
 
 
 def draw_cube(ids: Ids, seed: int, stream: int = 0) -> Tensor:
-    """Uniform rows of the unit cube, a pure function of (seed, stream, id): any row can be made alone.
+    """Uniform rows of the unit cube, each a pure function of (seed, stream, id).
 
     Args:
         ids: Sample ids, `[B]`.
@@ -84,8 +86,8 @@ class _Maps:
             if piece.column is None:
                 value[inside] = piece.low
             else:
-                low, high = (float(edge) for edge in piece.where[piece.column])
-                at = (self.column[piece.column][inside] - low) / (high - low)
+                start, end = (float(edge) for edge in piece.where[piece.column])
+                at = (self.column[piece.column][inside] - start) / (end - start)
                 value[inside] = piece.low + (piece.high - piece.low) * at
         return torch.from_numpy(value)
 

@@ -1,12 +1,14 @@
 """The degradation space as data: every probability and range of the two-stage pipeline, validated.
 
-Presets differ by these numbers alone: an operator is switched off by its `on` probability, never by code.
+Presets differ by these numbers alone: an operator is switched off by its `on` probability, never by
+code.
 """
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -41,7 +43,7 @@ MODES = ("area", "bilinear", "bicubic")
 
 
 def exact(number: float | Fraction) -> Fraction:
-    """The rational that a number's shortest decimal form writes, so that 0.45 is 9/20 and masses add up exactly."""
+    """The rational that a number's decimal form writes: 0.45 is 9/20, so masses add up exactly."""
     return number if isinstance(number, Fraction) else Fraction(repr(float(number)))
 
 
@@ -67,9 +69,10 @@ def _kernel_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError(
             f"expected odd kernel sizes from 1 to 21, got {sizes}; write for example (7, 9, 11)"
         )
-    if any(low >= high for low, high in zip(sizes, sizes[1:], strict=False)):
+    if any(low >= high for low, high in pairwise(sizes)):
         raise ValueError(
-            f"expected kernel sizes in increasing order, got {sizes}; write {tuple(sorted(set(sizes)))}"
+            f"expected kernel sizes in increasing order, got {sizes}; write "
+            f"{tuple(sorted(set(sizes)))}"
         )
     return sizes
 
@@ -105,7 +108,8 @@ class BlurSettings(_Settings):
     Attributes:
         on: Probability that the image is blurred at all.
         kernel_sizes: Odd sizes from 1 to 21 in increasing order, equally likely.
-        sinc: Probability of a sinc kernel instead of a Gaussian-like one, given that the image is blurred.
+        sinc: Probability of a sinc kernel instead of a Gaussian-like one, given that the image is
+            blurred.
         families: Probabilities of the six `FAMILIES`, given a kernel that is no sinc.
         sigma_x: Range of the standard deviation along the kernel's first axis, in pixels.
         sigma_y: The same for the second axis; read by anisotropic families only.
@@ -165,7 +169,8 @@ class ResizeSettings(_Settings):
 class NoiseSettings(_Settings):
     """Which noise is added; the defaults are Real-ESRGAN's first stage.
 
-    One level in [0, 1] sets the strength of either type: the same level is the same strength within 8 % for both.
+    One level in [0, 1] sets the strength of either type: the same level is the same strength within
+    8 % for both.
 
     Attributes:
         on: Probability that noise is added at all.
@@ -199,7 +204,8 @@ class Stage(_Settings):
 
     Attributes:
         blur: Settings of the blur.
-        resize: Settings of the resize; factors are relative to the HR size in the first stage, to the LR size in the second.
+        resize: Settings of the resize; factors are relative to the HR size in the first stage, to
+            the LR size in the second.
         noise: Settings of the noise.
         jpeg: Settings of the compression.
     """
@@ -240,7 +246,8 @@ class DegradationSpace(_Settings):
         final: What brings the image to LR size.
 
     Raises:
-        pydantic.ValidationError: A `ValueError` that names the field, the value and what was expected.
+        pydantic.ValidationError: A `ValueError` that names the field, the value and what was
+        expected.
 
     Source: Wang et al., Real-ESRGAN (2021), section 3, and its published training settings.
     """

@@ -1,7 +1,7 @@
 r"""How strong a row of degradation parameters is: one number for blur, one for noise.
 
-Neither number looks at an image. They order rows by what reaches the LR image, where kernel size and level of one stage
-say little.
+Neither number looks at an image. They order rows by what reaches the LR image, where kernel size
+and level of one stage say little.
 
 Source: ours.
 """
@@ -22,12 +22,13 @@ __all__ = ["effective_blur", "effective_noise"]
 
 _LUMA = (0.299, 0.587, 0.114)
 _MID_GREY, _GRAINS = 0.5, 256
-# Mean share of the variance of white noise that survives interpolation at a random phase, both directions together.
+# Mean share of the variance of white noise that survives interpolation at a random phase, both
+# directions together.
 _BILINEAR, _BICUBIC = (2 / 3) ** 2, 0.69**2
 
 
 def _sinc_variance(omega: Tensor) -> Tensor:
-    """Variance of the Gaussian whose frequency response is one half at the cutoff: 2 ln 2 / omega^2."""
+    """Variance of the Gaussian whose frequency response is one half at the cutoff."""
     return 2 * math.log(2) / omega**2
 
 
@@ -43,9 +44,10 @@ def _variance(stage: StageParameters, kernels: Tensor) -> Tensor:
 def effective_blur(parameters: DegradationParameters) -> Tensor:
     r"""Standard deviation of all blur together, in HR pixels, `[B]` float64.
 
-    $\sqrt{\sigma_1^2+\sigma_2^2/s_1^2+\text{scale}^2\,\sigma_f^2}$, with $\sigma_i^2$ the mean variance of a kernel per axis on
-    its own grid and $s_1$ the first resize factor. A sinc counts as the Gaussian whose frequency response is one half at
-    the cutoff, $\sigma^2=2\ln 2/\omega^2$, as the second moment of a sinc means nothing.
+    $\sqrt{\sigma_1^2+\sigma_2^2/s_1^2+\text{scale}^2\,\sigma_f^2}$, with $\sigma_i^2$ the mean
+    variance of a kernel per axis on its own grid and $s_1$ the first resize factor. A sinc counts
+    as the Gaussian whose frequency response is one half at the cutoff, $\sigma^2=2\ln 2/\omega^2$,
+    as the second moment of a sinc means nothing.
     """
     rows = parameters.to("cpu")
     first, second, final = rows.first, rows.second, rows.final
@@ -66,11 +68,12 @@ def _noise_variance(stage: StageParameters) -> Tensor:
 
 
 def effective_noise(parameters: DegradationParameters) -> Tensor:
-    r"""Standard deviation of all noise on the luma of a mid-grey LR image, `[B]` float64, images in [0, 1].
+    r"""Standard deviation of all noise on the luma of a mid-grey LR image in [0, 1], `[B]`.
 
-    $\sqrt{e_2 r\,n_1^2+n_2^2}$: the variance $n_i^2$ of a stage's noise, of which the second blur leaves its energy
-    $e_2=\sum k^2$ and the second resize $r$: the ratio of areas where "area" shrinks, 4/9 and 0.48 for bilinear and
-    bicubic interpolation, 1 for "area" otherwise. What comes after the second noise is left out.
+    $\sqrt{e_2 r\,n_1^2+n_2^2}$: the variance $n_i^2$ of a stage's noise, of which the second blur
+    leaves its energy $e_2=\sum k^2$ and the second resize $r$: the ratio of areas where "area"
+    shrinks, 4/9 and 0.48 for bilinear and bicubic interpolation, 1 for "area" otherwise. What comes
+    after the second noise is left out.
     """
     rows = parameters.to("cpu")
     first, second = rows.first, rows.second

@@ -41,7 +41,8 @@ class Task:
         for a, b in itertools.combinations(self.boxes, 2):
             if a.intersect(b) is not None:
                 raise ValueError(
-                    f"expected disjoint `boxes` in task {self.name!r}, got {dict(a.sides)} and {dict(b.sides)} that "
+                    f"expected disjoint `boxes` in task {self.name!r}, got {dict(a.sides)} and "
+                    f"{dict(b.sides)} that "
                     "overlap; cut one of them"
                 )
 
@@ -54,23 +55,27 @@ class Task:
     def from_ranges(cls, space: DegradationSpace, name: str, /, **ranges: Wanted) -> Self:
         """The samples whose parameters all lie in the given ranges, in physical units.
 
-        `Task.from_ranges(space, "noisy", kernel_size_1=(15, 21), noise_sigma_1=(15.5, 30), resize_mode_1="area")`.
-        A range (low, high) of a continuous parameter is half-open, that of a discrete one includes both ends; a value, or
-        a list of values, picks from a discrete parameter. Parameters are those of `boxes_where`.
+        `Task.from_ranges(space, "noisy", kernel_size_1=(15, 21), noise_sigma_1=(15.5, 30),
+        resize_mode_1="area")`. A range (low, high) of a continuous parameter is half-open, that of
+        a discrete one includes both ends; a value, or a list of values, picks from a discrete
+        parameter. Parameters are those of `boxes_where`.
 
         Raises:
-            ValueError: No range, an unknown parameter, a range it never reaches, or ranges that exclude each other.
+            ValueError: No range, an unknown parameter, a range it never reaches, or ranges that
+                exclude each other.
         """
         if not ranges:
             raise ValueError(
-                f"expected at least one range for task {name!r}, got none; write for example noise_level_1=(0.5, 1)"
+                f"expected at least one range for task {name!r}, got none; write for example "
+                f"noise_level_1=(0.5, 1)"
             )
         boxes: tuple[Box, ...] = (Box({}),)
         for parameter, wanted in ranges.items():
             boxes = intersections(boxes, boxes_where(space, parameter, wanted))
         if not boxes:
             raise ValueError(
-                f"expected ranges with some probability together for task {name!r}, got {ranges}; they exclude "
+                f"expected ranges with some probability together for task {name!r}, got {ranges}; "
+                f"they exclude "
                 "each other: drop one"
             )
         words = ", ".join(_in_words(parameter, wanted) for parameter, wanted in ranges.items())

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mtlweight_sr.data import BundledPhotographs, PhotographFolder
 from mtlweight_sr.degradation import REALESRGAN_X4, degrade
-from mtlweight_sr.tasks import Task, TaskSpace
+from mtlweight_sr.tasks import Task, TaskSpace, preset
 from mtlweight_sr.validation import ValidationSet
 
 
@@ -200,6 +200,15 @@ def test_a_build_that_fails_leaves_nothing(space, source, tmp_path, monkeypatch)
     with pytest.raises(RuntimeError, match="power cut"):
         ValidationSet.build(source, space, seed=1, crop=32, out=tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["two_stage4", "physical4"])
+def test_any_kind_of_task_space_will_do(name, source, tmp_path):
+    space = preset(name, scale=2)
+    built = ValidationSet.build(source, space, seed=3, crop=32, out=tmp_path / "set", natural=True)
+    assert built.tasks == (*space.names, "natural")
+    assert all(built.pairs(task)[0].shape == (2, 3, 16, 16) for task in built.tasks)
+    assert ValidationSet.load(built.path).scale == 2
 
 
 def test_whole_images_are_cut_to_multiples_of_the_scale(space, tmp_path):
