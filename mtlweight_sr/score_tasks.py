@@ -17,7 +17,7 @@ from .degradation.strength import effective_blur, effective_noise
 
 __all__ = ["ScoreTaskSpace", "checked_task_ids"]
 
-_ATTEMPTS = 8
+_ATTEMPTS = 4
 _CALIBRATION_ROWS = 16384
 _CALIBRATION_STREAM = 2**32 - 1
 

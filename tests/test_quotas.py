@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtlweight.quotas import QuotaCarry, quotas, split
@@ -109,6 +109,9 @@ def drift_after(
     return history
 
 
+# The largest cumulated remainder alone drifts to 1.12 and 1.17 on these two.
+@example(weights=[37, 37, 37, 2, 2, 2], total=1, length=60)
+@example(weights=[29, 35, 1, 1, 1, 1, 1, 1, 1, 1], total=1, length=60)
 @given(weight_lists(), st.integers(1, 30), st.integers(1, 40))
 def test_drift_stays_below_one_with_constant_weights(
     weights: list[float], total: int, length: int

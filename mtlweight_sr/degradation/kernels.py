@@ -104,9 +104,10 @@ def blur_kernels(
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"expected `dtype` float32 or float64, got {dtype}; write torch.float32")
     reals = [t.to(dtype) for t in (sigma_x, sigma_y, rotation, beta)]
-    return torch.where(
-        sinc_flag[:, None, None], sinc(size, omega.to(dtype)), gaussian_like(size, family, *reals)
-    )
+    kernels = gaussian_like(size, family, *reals)
+    # Bessel functions are dear and few rows need them.
+    kernels[sinc_flag] = sinc(size[sinc_flag], omega[sinc_flag].to(dtype))
+    return kernels
 
 
 def stage_kernels(
