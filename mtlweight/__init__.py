@@ -1,7 +1,10 @@
 """Task weighting for multi-task learning: on losses, on gradients, or on data."""
 
+from mtlweight.metrics import delta_m, delta_p
 from mtlweight.options import OptionError
+from mtlweight.quotas import quotas, split
 from mtlweight.registry import available, build
+from mtlweight.sampler import QuotaSampler, SampleKey
 from mtlweight.strategies import (
     DBMTL,
     DTP,
@@ -25,6 +28,7 @@ from mtlweight.strategy import (
     MetricStrategy,
     Strategy,
 )
+from mtlweight.task_means import task_means
 from mtlweight.wrappers import LogLosses
 
 __version__ = "0.1.0"

@@ -250,35 +250,28 @@ class QuotaSampler(Sampler[list[SampleKey]]):
         return self._length
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        ranks = self._rank_and_world_size()
+        # Nothing happens before the first batch is asked for: a DataLoader with workers makes two
+        # iterators and uses one.
+        rank, world_size = self._rank_and_world_size()
         # A loop that knows the length needn't ask for the end. One that was resumed at the last
         # batch still has to: its interval ends with an empty iteration, and what follows it.
         if self._consumed == self._num_batches and not self._resumed:
             self._close()
         self._iteration += 1
         self._running, self._resumed = True, False
+        iteration, tracked, plan = self._iteration, self._tracked, self.plan()
         self._length = self._num_batches - self._consumed
-        return self._batches(self.plan(), self._consumed, self._iteration, ranks, self._tracked)
-
-    def _batches(
-        self,
-        plan: IntervalPlan,
-        first: int,
-        iteration: int,
-        ranks: tuple[int, int],
-        tracked: bool,
-    ) -> Iterator[list[SampleKey]]:
         try:
-            for step in range(first, len(plan)):
+            for step in range(self._consumed, self._num_batches):
                 self._refuse_stale(iteration)
                 if not tracked:
                     self._consumed = step + 1
-                yield plan.batch(step, *ranks)
+                yield plan.batch(step, rank, world_size)
             if not tracked and iteration == self._iteration:
                 self._close()
         finally:
-            if not tracked and iteration == self._iteration:
-                self._length = self._num_batches - self._consumed
+            if not tracked:
+                self._break_off(iteration)
 
     def track(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Yields the batches of a loader over this sampler, and counts those the loop has taken.
@@ -318,8 +311,7 @@ class QuotaSampler(Sampler[list[SampleKey]]):
                 self._close()
         finally:
             self._tracked = False
-            if iteration == self._iteration:
-                self._length = self._num_batches - self._consumed
+            self._break_off(iteration)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state, down to the position inside the interval, in plain containers.
@@ -399,6 +391,11 @@ class QuotaSampler(Sampler[list[SampleKey]]):
         self._running = self._resumed = False
         self._length = self._num_batches
         self._apportion()
+
+    def _break_off(self, iteration: int | None) -> None:
+        """Settles the length of the next iteration if this one leaves batches over."""
+        if iteration == self._iteration:
+            self._length = self._num_batches - self._consumed or self._num_batches
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         rank, world_size = self._ranks or (0, 1)

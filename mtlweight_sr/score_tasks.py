@@ -32,14 +32,12 @@ def checked_task_ids(task_ids: Tensor, tasks: int, samples: int) -> Tensor:
     if task_ids.shape != (samples,):
         raise ValueError(
             f"expected one of `task_ids` per id, got shape {list(task_ids.shape)} for {samples} "
-            f"ids; write "
-            f"torch.full(({samples},), task)"
+            f"ids; write torch.full(({samples},), task)"
         )
     if samples and not (int(task_ids.min()) >= 0 and int(task_ids.max()) < tasks):
         raise ValueError(
             f"expected `task_ids` in [0, {tasks}), got {int(task_ids.min())} to "
-            f"{int(task_ids.max())}; "
-            "write places in `names`"
+            f"{int(task_ids.max())}; write places in `names`"
         )
     return task_ids
 
@@ -91,9 +89,8 @@ class ScoreTaskSpace:
         self.blur_median, self.noise_median, self._shares = _calibrate(space)
         if 0 in self._shares:
             raise ValueError(
-                f"expected a space in which both effective blur and noise vary, got shares "
-                f"{self._shares} for "
-                f"{self.names}; write TaskSpace with tasks of your own"
+                "expected a space in which both effective blur and noise vary, got shares "
+                f"{self._shares} for {self.names}; write TaskSpace with tasks of your own"
             )
 
     @property

@@ -74,25 +74,22 @@ class TaskSpace:
                     if column in edges and not edges[column].issuperset(side):
                         raise ValueError(
                             f"expected cuts of the discrete column {column!r} between its values, "
-                            f"at one of "
-                            f"{', '.join(str(e) for e in sorted(edges[column]))}, got {side[0]} to "
-                            f"{side[1]} in task "
-                            f"{task.name!r}; write Task.from_ranges with values"
+                            f"at one of {', '.join(str(e) for e in sorted(edges[column]))}, got "
+                            f"{side[0]} to {side[1]} in task {task.name!r}; write Task.from_ranges "
+                            "with values"
                         )
         for a, b in itertools.combinations(tasks, 2):
             both = next(iter(intersections(a.boxes, b.boxes)), None)
             if both is not None:
                 raise ValueError(
                     f"expected disjoint tasks, got {a.name!r} and {b.name!r}, which share "
-                    f"{dict(both.sides)}; "
-                    "cut one of them"
+                    f"{dict(both.sides)}; cut one of them"
                 )
         total = sum((task.mass for task in tasks), Fraction(0))
         if total != 1 and not partial:
             raise ValueError(
                 f"expected `tasks` that fill the space, got a total probability of {total} = "
-                f"{float(total):.6g}; add the "
-                "missing task or write partial=True"
+                f"{float(total):.6g}; add the missing task or write partial=True"
             )
         self.space = space
         self.tasks = tuple(tasks)
@@ -207,8 +204,7 @@ def grid(
     if not all(groups):
         raise ValueError(
             f"expected `blur_cuts` increasing within {sizes} and above {sizes[0]}, got "
-            f"{tuple(blur_cuts)}; write "
-            f"({sizes[-1]},)"
+            f"{tuple(blur_cuts)}; write ({sizes[-1]},)"
         )
     if any(low >= high for low, high in itertools.pairwise(levels)):
         raise ValueError(

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtlweight.metrics import delta_m, delta_p, task_deltas
+from mtlweight.metrics import Metrics, delta_m, delta_p, task_deltas
 
-BASE = {"A": [96, 98], "B": [0.2]}
-NEW = {"A": [93, 99], "B": [0.5]}
+BASE: Metrics = {"A": [96, 98], "B": [0.2]}
+NEW: Metrics = {"A": [93, 99], "B": [0.5]}
 HIGHER = {"A": [True, False], "B": [True]}
 
 
@@ -31,8 +31,8 @@ def test_task_deltas_name_the_task_that_pays() -> None:
 
 
 def test_scalars_tensors_and_one_direction_for_all() -> None:
-    new = {"a": 1.1, "b": torch.tensor([0.9, 1.2])}
-    base = {"b": (1.0, 1.0), "a": torch.tensor(1.0)}
+    new: Metrics = {"a": 1.1, "b": torch.tensor([0.9, 1.2])}
+    base: Metrics = {"b": (1.0, 1.0), "a": torch.tensor(1.0)}
     assert delta_p(new, base) == pytest.approx((10 + 5) / 2)
     assert delta_p(new, base, False) == pytest.approx(-(10 + 5) / 2)
     assert delta_m(new, base) == pytest.approx(-(10 - 10 + 20) / 3)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,13 @@ def test_minimum(weights: tuple[float, ...], total: int, minimum: int, expected:
 def test_takes_tensors_and_arrays() -> None:
     values = [0.4, 0.3, 0.2, 0.1]
     parameter = torch.tensor(values, requires_grad=True)
-    for weights in (torch.tensor(values), parameter, np.array(values), torch.tensor(values).half()):
+    kinds: tuple[Any, ...] = (
+        torch.tensor(values),
+        parameter,
+        np.array(values),
+        torch.tensor(values).half(),
+    )
+    for weights in kinds:
         assert quotas(weights, 7).tolist() == [3, 2, 1, 1]
 
 
@@ -102,9 +109,7 @@ def drift_after(
     history = []
     for weights, total in intervals:
         counts = quotas(weights, total, minimum, carry).tolist()
-        drift = [
-            d + n - s for d, n, s in zip(drift, counts, shares(weights, total), strict=True)
-        ]
+        drift = [d + n - s for d, n, s in zip(drift, counts, shares(weights, total), strict=True)]
         history.append((max(map(abs, drift)), counts))
     return history
 
@@ -265,7 +270,7 @@ def test_split_keeps_the_dtype_and_zeros() -> None:
 
 
 def test_split_refuses() -> None:
-    with pytest.raises(ValueError, match="task 1 has weight 0.5 and share 0"):
+    with pytest.raises(ValueError, match=r"task 1 has weight 0\.5 and share 0"):
         split([0.5, 0.5], [1, 0])
     with pytest.raises(ValueError, match="got 'best'"):
         split([0.5, 0.5], "best")

@@ -131,7 +131,7 @@ def test_every_batch_holds_its_share_within_one(
     order = stratify(quotas, batch_size, torch.Generator().manual_seed(seed))
     total = sum(quotas)
     assert order.bincount(minlength=len(quotas)).tolist() == quotas
-    for batch in order.split(batch_size):
+    for batch in torch.split(order, batch_size):
         held = batch.bincount(minlength=len(quotas)).tolist()
         shares = [quota * len(batch) / total for quota in quotas]
         assert all(abs(n - share) < 1 for n, share in zip(held, shares, strict=True))
@@ -245,7 +245,7 @@ def test_refused_weights_leave_the_old_ones() -> None:
         ({"seg": 1.0, "depth": 1.0}, r"of the tasks \['seg', 'depth', 'normal'\], got"),
     ):
         with pytest.raises(ValueError, match=message):
-            sampler.set_weights(weights)  # type: ignore[arg-type]
+            sampler.set_weights(weights)
     assert sampler.state_dict() == before
 
 
@@ -343,6 +343,7 @@ def test_a_loop_that_counts_to_the_length_need_not_ask_for_the_end() -> None:
     sampler = make()
     got = []
     for _ in range(2):
+        assert len(sampler) == 5
         iterator = iter(sampler)
         got += draws(next(iterator) for _ in range(len(sampler)))
     assert got == run(make(), 2)
@@ -393,9 +394,7 @@ def test_states_of_other_samplers_are_refused() -> None:
             "its dataset is '23 samples",
         ),
         (
-            QuotaSampler.for_generated(
-                23, ["a", "b", "c"], num_samples=20, batch_size=4, seed=3
-            ),
+            QuotaSampler.for_generated(23, ["a", "b", "c"], num_samples=20, batch_size=4, seed=3),
             "here it is '23 samples for every task'",
         ),
     ):
@@ -433,7 +432,7 @@ def test_track_notices_loaders_that_are_not_the_samplers() -> None:
         list(sampler.track(half))
 
     def padded() -> Iterator[int]:
-        iter(other)
+        next(iter(other))
         yield from range(6)
 
     other = make()
@@ -485,7 +484,7 @@ def test_ranks_come_from_torch_distributed_when_iterating(monkeypatch: pytest.Mo
     assert draws(sampler) == draws(make(rank=1, world_size=2))
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
     with pytest.raises(ValueError, match="`batch_size` is 4, `world_size` is 3"):
-        iter(sampler)
+        next(iter(sampler))
 
 
 # Refusals
@@ -530,6 +529,7 @@ def test_refused_labels(tasks: Any, error: type[Exception], message: str) -> Non
 
 def test_labels_may_be_arrays_or_tensors() -> None:
     expected = run(make(), 1)
-    for labels in (np.array(TASKS), torch.tensor(TASKS, dtype=torch.int32), tuple(TASKS)):
+    kinds: tuple[Any, ...] = (np.array(TASKS), torch.tensor(TASKS).int(), tuple(TASKS))
+    for labels in kinds:
         sampler = QuotaSampler(labels, num_samples=20, batch_size=4, seed=3)
         assert draws(sampler) == expected

@@ -40,9 +40,7 @@ def test_dtype_and_shape_are_kept(dtype: torch.dtype) -> None:
     assert all(loss.dtype == dtype and loss.shape == () for loss in losses.values())
 
 
-@given(
-    st.lists(st.integers(0, 4), min_size=1, max_size=20), st.integers(0, 2**31), st.booleans()
-)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=20), st.integers(0, 2**31), st.booleans())
 def test_values_and_gradients_equal_masked_means(tasks: list[int], seed: int, maps: bool) -> None:
     shape = (len(tasks), 3) if maps else (len(tasks),)
     generator = torch.Generator().manual_seed(seed)

@@ -49,8 +49,7 @@ class Box:
             if not 0 <= side[0] < side[1] <= 1:
                 raise ValueError(
                     f"expected 0 <= low < high <= 1 for {column!r} in `sides`, got ({low}, "
-                    f"{high}); "
-                    "write for example (0, 0.5)"
+                    f"{high}); write for example (0, 0.5)"
                 )
             if side != _WHOLE:
                 sides[column] = side
@@ -130,8 +129,7 @@ def _values(space: DegradationSpace, name: str, wanted: Wanted) -> tuple[float, 
         low, high = pieces[0].low, pieces[0].high
         raise ValueError(
             f"expected a range for `{name}`, which is continuous, got {wanted!r}: a single value "
-            f"has no "
-            f"probability; write for example {name}=({low:g}, {high:g})"
+            f"has no probability; write for example {name}=({low:g}, {high:g})"
         )
     known: dict[bool | int | float | str, float] = {
         (names[int(p.low)] if names else p.low): p.low for p in pieces
@@ -139,8 +137,8 @@ def _values(space: DegradationSpace, name: str, wanted: Wanted) -> tuple[float, 
     unknown = [value for value in chosen if value not in known]
     if unknown or not chosen:
         raise ValueError(
-            f"expected values of `{name}` among {tuple(known)}, got {wanted!r}; "
-            f"write for example {name}={next(iter(known))!r}"
+            f"expected values of `{name}` among {tuple(known)}, got {wanted!r}; write for example "
+            f"{name}={next(iter(known))!r}"
         )
     return {known[value] for value in chosen}
 

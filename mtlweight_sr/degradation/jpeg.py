@@ -178,8 +178,7 @@ def jpeg(images: Tensor, quality: Tensor, mode: JpegMode = "libjpeg") -> Tensor:
     if images.dtype != torch.float32:
         raise TypeError(
             f"expected `images` in float32, got {images.dtype}: levels of 1/255 vanish in half "
-            f"precision; "
-            "write images.float()"
+            "precision; write images.float()"
         )
     if images.ndim != 4 or images.shape[1] != 3 or quality.shape != images.shape[:1]:
         raise ValueError(

@@ -61,13 +61,13 @@ def as_ids(ids: Sequence[int] | Tensor | NDArray[np.int64]) -> NDArray[np.int64]
     if array.dtype.kind not in "iu":
         raise TypeError(
             f"expected `ids` of whole numbers, got {array.dtype}; write for example "
-            f"torch.arange(16)"
+            "torch.arange(16)"
         )
     if array.ndim != 1 or (array.size and array.min() < 0):
         shown = array.shape if array.ndim != 1 else int(array.min())
         raise ValueError(
             f"expected `ids` of shape [B] with values >= 0, got {shown}; write for example "
-            f"range(16)"
+            "range(16)"
         )
     return array.astype(np.int64)
 

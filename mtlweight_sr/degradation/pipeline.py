@@ -26,27 +26,25 @@ def _check(hr: Tensor, parameters: DegradationParameters) -> None:
     if hr.dtype != torch.float32:
         raise TypeError(
             f"expected `hr` in float32, got {hr.dtype}; write hr.float() / 255 for 8-bit images "
-            f"and hr.float() for "
-            "others: levels of 1/255 vanish in half precision"
+            "and hr.float() for others: levels of 1/255 vanish in half precision"
         )
     if hr.ndim != 4 or hr.shape[1] != 3:
         raise ValueError(
             f"expected `hr` of shape [B, 3, H, W], got {list(hr.shape)}; write image[None] for a "
-            f"single RGB image"
+            "single RGB image"
         )
     if hr.shape[0] != len(parameters):
         raise ValueError(
             f"expected one row of `parameters` per image, got {len(parameters)} rows for "
-            f"{hr.shape[0]} images; "
-            "draw them with as many ids"
+            f"{hr.shape[0]} images; draw them with as many ids"
         )
     height, width = hr.shape[-2:]
     scale = parameters.scale
     if height % scale or width % scale or not height or not width:
         raise ValueError(
             f"expected `hr` with height and width divisible by the scale {scale}, got "
-            f"{height}x{width}; write "
-            f"hr[..., :{max(height - height % scale, scale)}, :{max(width - width % scale, scale)}]"
+            f"{height}x{width}; write hr[..., :{max(height - height % scale, scale)}, "
+            f":{max(width - width % scale, scale)}]"
         )
     if hr.device.type == "cpu" and hr.numel():
         low, high = (float(v) for v in hr.aminmax())

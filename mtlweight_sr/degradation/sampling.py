@@ -157,8 +157,8 @@ def parameters_from_cube(
     cube, seeds = cube.cpu(), seeds.cpu()
     if not bool(((cube >= 0) & (cube < 1)).all()):
         raise ValueError(
-            f"expected `cube` in [0, 1), got values from {cube.min():g} to {cube.max():g}; "
-            "write draw_cube(ids, seed)"
+            f"expected `cube` in [0, 1), got values from {cube.min():g} to {cube.max():g}; write "
+            "draw_cube(ids, seed)"
         )
     maps = _Maps(space, cube.numpy())
     return DegradationParameters(

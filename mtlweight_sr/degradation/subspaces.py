@@ -42,8 +42,7 @@ class Task:
             if a.intersect(b) is not None:
                 raise ValueError(
                     f"expected disjoint `boxes` in task {self.name!r}, got {dict(a.sides)} and "
-                    f"{dict(b.sides)} that "
-                    "overlap; cut one of them"
+                    f"{dict(b.sides)} that overlap; cut one of them"
                 )
 
     @property
@@ -67,7 +66,7 @@ class Task:
         if not ranges:
             raise ValueError(
                 f"expected at least one range for task {name!r}, got none; write for example "
-                f"noise_level_1=(0.5, 1)"
+                "noise_level_1=(0.5, 1)"
             )
         boxes: tuple[Box, ...] = (Box({}),)
         for parameter, wanted in ranges.items():
@@ -75,8 +74,7 @@ class Task:
         if not boxes:
             raise ValueError(
                 f"expected ranges with some probability together for task {name!r}, got {ranges}; "
-                f"they exclude "
-                "each other: drop one"
+                "they exclude each other: drop one"
             )
         words = ", ".join(_in_words(parameter, wanted) for parameter, wanted in ranges.items())
         return cls(name, merged(boxes), words)
