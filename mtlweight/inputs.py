@@ -163,7 +163,15 @@ def _roots(losses: Losses, named: Mapping[str, Tensor]) -> list[Root]:
     if isinstance(losses, Tensor) and losses.ndim == 1 and losses.grad_fn is not None:
         node = losses.grad_fn
         if node.name() == "StackBackward0":
-            return [GradientEdge(*edge) for edge in node.next_functions]
+            edges = []
+            for name, (stacked, number) in zip(named, node.next_functions, strict=True):
+                if stacked is None:
+                    raise ValueError(
+                        f"The loss of task {name!r} was detached before it was stacked: give it as "
+                        "the network returned it."
+                    )
+                edges.append(GradientEdge(stacked, number))
+            return list(edges)
     return list(named.values())
 
 

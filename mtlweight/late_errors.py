@@ -35,7 +35,7 @@ class LateErrors:
         if good.is_cuda:
             host = torch.empty_like(good, device="cpu", pin_memory=True)
             good = host.copy_(good, non_blocking=True)
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
         self._watches.append(_Watch(step, good, values, describe, copied))
 
@@ -45,9 +45,10 @@ class LateErrors:
         Raises:
             ValueError: Names the step, the task and the value.
         """
-        while self._watches and (
-            self._watches[0].copied is None or self._watches[0].copied.query()
-        ):
+        while self._watches:
+            copied = self._watches[0].copied
+            if copied is not None and not copied.query():  # type: ignore[no-untyped-call]
+                return
             self._read(self._watches.popleft())
 
     def raise_all(self) -> None:

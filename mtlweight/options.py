@@ -159,6 +159,6 @@ def checked(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, 
                 f"everything else by name, got {given!r}."
             )
         options |= dict(zip(positional, given[1:], strict=False))
-        init(self, given[0], **check_options(cls, options))  # type: ignore[call-arg, arg-type]
+        init(self, given[0], **check_options(cls, options))  # type: ignore[arg-type]
 
-    return checked_init
+    return checked_init  # type: ignore[return-value]

@@ -60,4 +60,5 @@ def _affine_min_norm_point(gram: Tensor) -> Tensor:
     system[n, n] = 0.0
     right = torch.zeros(n + 1, dtype=gram.dtype)
     right[n] = 1.0
-    return (torch.linalg.pinv(system, hermitian=True) @ right)[:n]
+    solution: Tensor = torch.linalg.pinv(system, hermitian=True) @ right
+    return solution[:n]

@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,10 +23,11 @@ Shared = Tensor | Iterable[Tensor]
 
 
 class SharedLeaves:
-    """The leaves that at least two tasks were seen to share, in the order they were found.
+    """The leaves that tasks were seen to share, in the order they were found.
 
-    A leaf stays shared in steps from which some of its tasks are absent. Holds no leaf alive, and
-    is found anew after a copy or a load, since the leaves are other ones then.
+    A leaf stays shared in steps from which some of its tasks are absent, or in which it is frozen.
+    Holds no leaf alive, and is found anew after a copy or a load, since the leaves are other ones
+    then.
     """
 
     def __init__(self) -> None:
@@ -33,6 +35,9 @@ class SharedLeaves:
 
     def __iter__(self) -> Iterator[Tensor]:
         return (leaf for ref in self._leaves if (leaf := ref()) is not None)
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return any(leaf is tensor for leaf in self)
 
     def add(self, leaves: Iterable[Tensor]) -> None:
         """Adds the leaves that are not known yet."""
@@ -67,16 +72,20 @@ class TaskGradients:
         """Returns the inner products of the task gradients over all ranks, `[n, n]`, float64, host.
 
         Summed in float64 piece by piece: a float32 product of long rows loses digits, and overflows
-        for gradients above 1e19.
+        for gradients above 1e19. A gradient 1e30 times shorter than the longest counts as none: no
+        float32 weight could make up for it.
         """
         wide = torch.float32 if self.rows.device.type == "mps" else torch.float64
         gram = torch.zeros(len(self.rows), len(self.rows), dtype=wide, device=self.rows.device)
-        for piece in self.rows.split(1 << 16, dim=1):
+        for piece in torch.split(self.rows, 1 << 16, dim=1):
             piece = piece.to(wide)
             gram += piece @ piece.T
         if not _all_leaves(self.shared):  # each rank has the features of its own samples
             gram = sum_over_ranks(gram) / world_size() ** 2
-        return gram.double().cpu()
+        gram = gram.double().cpu()
+        norms = gram.diagonal().sqrt()
+        moves = norms > 1e-30 * norms.max()
+        return torch.where(moves[:, None] & moves, gram, 0.0) if gram.isfinite().all() else gram
 
     def carry(self, value: Tensor, gradient: Tensor, head_weights: Tensor) -> Tensor:
         """Returns a scalar worth `value` whose backward adds the combined gradient to `.grad`.
@@ -86,14 +95,17 @@ class TaskGradients:
             gradient: The combined gradient of what is shared, `[P]`.
             head_weights: What multiplies each task's gradient in the leaves outside, `[n]`.
         """
-        pieces = gradient.split([tensor.numel() for tensor in self.shared])
-        points = list(self.shared)
-        sent = [p.view_as(t).to(t.dtype) for p, t in zip(pieces, self.shared, strict=True)]
+        pieces = torch.split(gradient, [tensor.numel() for tensor in self.shared])
+        points, sent = [], []
+        for tensor, piece in zip(self.shared, pieces, strict=True):
+            if tensor.requires_grad:
+                points.append(tensor)
+                sent.append(piece.view_as(tensor).to(tensor.dtype))
         for leaf, gradients in zip(self.own, self.own_gradients, strict=True):
             terms = [w * g for w, g in zip(head_weights, gradients, strict=True) if g is not None]
             points.append(leaf)
             sent.append(torch.stack(terms).sum(0).to(leaf.dtype) if len(terms) > 1 else terms[0])
-        return _Carry.apply(value, sent, *points)  # type: ignore[no-any-return, no-untyped-call]
+        return _Carry.apply(value, sent, *points)  # type: ignore[no-any-return]
 
 
 class _Carry(torch.autograd.Function):
@@ -105,7 +117,7 @@ class _Carry(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         sent = [grad_output.to(g.dtype) * g for g in ctx.gradients]
         return None, None, *sent
@@ -154,7 +166,10 @@ def task_gradients(
                 stacklevel=2,
             )
     else:
-        points = given
+        # What was trainable once keeps its place, so that memories of gradients still fit.
+        if not stops:
+            known.add(tensor for tensor in given if tensor.requires_grad)
+        points = [tensor for tensor in given if tensor.requires_grad or tensor in known]
         if stops:
             _refuse_overlap(stops, masks)
     in_points = {id(tensor) for tensor in points}
@@ -163,26 +178,26 @@ def task_gradients(
     if not complete:
         outside = []
 
-    numel = sum(tensor.numel() for tensor in points)
+    ends = list(accumulate(tensor.numel() for tensor in points))
+    starts = [end - t.numel() for end, t in zip(ends, points, strict=True) if t.requires_grad]
+    trainable = [tensor for tensor in points if tensor.requires_grad]
     like = points[0] if points else factors
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in points) else torch.float32
-    rows = torch.zeros(len(roots), numel, dtype=dtype, device=like.device)
+    rows = torch.zeros(len(roots), ends[-1] if ends else 0, dtype=dtype, device=like.device)
     own_gradients: list[list[Tensor | None]] = [[None] * len(roots) for _ in outside]
     unused = True
     for task, root in enumerate(roots):
         mine = [i for i, (_, mask) in enumerate(outside) if mask >> task & 1]
-        inputs = [*points, *(outside[i][0] for i in mine)]
+        inputs = [*trainable, *(outside[i][0] for i in mine)]
         if not inputs:
             continue
         gradients = _grad(root, inputs, names[task], factors[task])
-        start = 0
-        for tensor, gradient in zip(points, gradients, strict=False):
+        for start, tensor, gradient in zip(starts, trainable, gradients, strict=False):
             if gradient is not None:
                 unused = False
                 dense = gradient.to_dense() if gradient.is_sparse else gradient
                 rows[task, start : start + tensor.numel()].copy_(dense.reshape(-1))
-            start += tensor.numel()
-        for i, gradient in zip(mine, gradients[len(points) :], strict=True):
+        for i, gradient in zip(mine, gradients[len(trainable) :], strict=True):
             own_gradients[i][task] = gradient
     if given is not None and unused:
         raise ValueError(
@@ -249,14 +264,13 @@ def _as_list(shared: Shared) -> list[Tensor]:
                 f"`shared` holds {type(tensor).__name__}, not tensors: give encoder.parameters(), "
                 "or the features that the encoder returned."
             )
-    kept = [tensor for tensor in tensors if tensor.requires_grad]
-    if not kept:
+    if not any(tensor.requires_grad for tensor in tensors):
         raise ValueError(
             "`shared` holds nothing that takes a gradient: give trainable parameters, or features."
         )
-    if len({tensor.is_leaf for tensor in kept}) > 1:
+    if len({tensor.is_leaf for tensor in tensors}) > 1:
         raise ValueError("`shared` mixes parameters and features: give one or the other.")
-    return kept
+    return tensors
 
 
 def _refuse_overlap(features: Sequence[Tensor], masks: Sequence[tuple[Tensor, int]]) -> None:

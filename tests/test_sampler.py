@@ -380,6 +380,16 @@ def test_pending_weights_and_the_carry_are_in_the_state() -> None:
         assert draws(one) == draws(two)
 
 
+def test_weights_set_after_a_resume_wait_for_the_next_interval() -> None:
+    sampler = make()
+    next(iter(sampler))
+    resumed = make()
+    resumed.load_state_dict(sampler.state_dict())
+    resumed.set_weights([8, 1, 1])
+    assert draws(resumed) == run(make(), 1)[1:]
+    assert resumed.quotas.tolist()[0] > 14
+
+
 def test_states_of_other_samplers_are_refused() -> None:
     state = make(names=["a", "b", "c"]).state_dict()
     for other, message in (

@@ -93,7 +93,7 @@ def words(
     counter = [blocks, wide & _MASK, wide >> _HALF, np.uint64(stream) * np.ones((1, 1), np.uint64)]
     a, b, c, d = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
     pairs = np.stack([(a << _HALF) | b, (c << _HALF) | d], axis=-1)
-    return pairs.reshape(len(ids), -1)[:, :count]
+    return pairs.reshape(len(ids), 2 * blocks.size)[:, :count]
 
 
 def uniforms(bits: NDArray[np.uint64]) -> Tensor:

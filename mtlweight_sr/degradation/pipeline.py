@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,24 @@ from .space import MODES
 __all__ = ["degrade"]
 
 Levels = Literal["auto", 256]
+
+
+def _check_options(
+    device: torch.device, generator: torch.Generator | None, mode: str, levels: str | int
+) -> None:
+    if generator is not None and generator.device.type != device.type:
+        raise ValueError(
+            f"expected `generator` on the device of `hr`, {device}, got one on {generator.device}; "
+            f"write torch.Generator({str(device)!r})"
+        )
+    for name, value, known in (
+        ("jpeg", mode, get_args(JpegMode)),
+        ("poisson_levels", levels, get_args(Levels)),
+    ):
+        if value not in known:
+            raise ValueError(
+                f"expected `{name}` among {known}, got {value!r}; write {name}={known[0]!r}"
+            )
 
 
 def _check(hr: Tensor, parameters: DegradationParameters) -> None:
@@ -148,6 +166,7 @@ def degrade(
     Source: Wang et al., Real-ESRGAN (2021), section 3; per-sample choices and noise are ours.
     """
     _check(hr, parameters)
+    _check_options(hr.device, generator, jpeg, poisson_levels)
     scale = parameters.scale
     height, width = hr.shape[-2] // scale, hr.shape[-1] // scale
     rows = parameters.to("cpu")

@@ -25,9 +25,13 @@ def metrics_of(tasks: Iterable[str], shift: float = 0.0) -> dict[str, float]:
     return {task: 0.4 + shift + 0.02 * (sum(map(ord, task)) * 3 % 10) for task in tasks}
 
 
+CLASSES: dict[str, Any] = dict(mtlweight.available())
+
+
 def _registered(name: str, **fixed: Any) -> Callable[..., Strategy]:
     def build(tasks: Sequence[str] | int, **options: Any) -> Strategy:
-        return mtlweight.build(name, tasks, **fixed, **options)
+        strategy: Strategy = CLASSES[name](tasks, **fixed, **options)
+        return strategy
 
     return build
 
@@ -36,7 +40,8 @@ def _with(name: str, option: str, **fixed: Any) -> Callable[..., Strategy]:
     def build(tasks: Sequence[str] | int, **options: Any) -> Strategy:
         names = [str(i) for i in range(tasks)] if isinstance(tasks, int) else tasks
         given = {option: {task: constant_of(task) for task in names}}
-        return mtlweight.build(name, tasks, **given, **fixed, **options)
+        strategy: Strategy = CLASSES[name](tasks, **given, **fixed, **options)
+        return strategy
 
     return build
 

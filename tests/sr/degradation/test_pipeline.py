@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtlweight_sr.degradation import (
+    MODES,
+    REALESRGAN_X2,
+    REALESRGAN_X4,
+    DegradationParameters,
+    DegradationSpace,
+    degrade,
+    draw_cube,
+    draw_seeds,
+    jpeg,
+    parameters_from_cube,
+)
+from mtlweight_sr.degradation.kernels import stage_kernels
+
+OFF = {"on": 0.0}
+IDENTITY = {"up": 0.0, "down": 0.0, "keep": 1.0}
+
+
+def drawn(n: int, space: DegradationSpace = REALESRGAN_X4, seed: int = 0) -> DegradationParameters:
+    return parameters_from_cube(space, draw_cube(range(n), seed), draw_seeds(range(n), seed))
+
+
+def changed(**stages: dict) -> DegradationSpace:
+    document = REALESRGAN_X4.model_dump()
+    for stage, parts in stages.items():
+        for part, options in parts.items():
+            if isinstance(options, dict):
+                document[stage][part].update(options)
+            else:
+                document[stage][part] = options
+    return DegradationSpace.model_validate(document)
+
+
+NOISELESS = changed(first={"noise": OFF}, second={"noise": OFF})
+
+
+@pytest.mark.parametrize("space", [REALESRGAN_X4, REALESRGAN_X2])
+@pytest.mark.parametrize("mode", ["libjpeg", "basicsr"])
+def test_photographs_stay_recognisable(
+    photographs: Tensor, space: DegradationSpace, mode: str
+) -> None:
+    hr = photographs.repeat(6, 1, 1, 1)
+    lr = degrade(hr, drawn(24, space), jpeg=mode)  # type: ignore[arg-type]
+    scale = space.scale
+    assert lr.shape == (24, 3, 256 // scale, 256 // scale)
+    assert lr.dtype == torch.float32
+    assert lr.min() >= 0
+    assert lr.max() <= 1
+    assert torch.equal((lr * 255).round() / 255, lr)
+    up = F.interpolate(lr, scale_factor=scale, mode="bicubic").clamp(0, 1)
+    psnr = -10 * (up - hr).square().mean((1, 2, 3)).log10()
+    assert 20 < psnr.mean().item() < 26
+    assert psnr.min().item() > 13
+
+
+def by_hand(image: Tensor, p: DegradationParameters) -> np.ndarray:
+    """One sample without noise: OpenCV's filter, torch's resize, in the published order."""
+
+    def filtered(x: np.ndarray, kernel: Tensor) -> np.ndarray:
+        return cv2.filter2D(x, -1, kernel.float().numpy(), borderType=cv2.BORDER_REFLECT_101)
+
+    def resized(x: np.ndarray, mode: Tensor, **how: object) -> np.ndarray:
+        name = MODES[int(mode)]
+        align = None if name == "area" else False
+        tensor = torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None]
+        out = F.interpolate(tensor, mode=name, align_corners=align, **how)  # type: ignore[arg-type]
+        return np.ascontiguousarray(out[0].permute(1, 2, 0).numpy())
+
+    def compressed(x: np.ndarray, quality: Tensor) -> np.ndarray:
+        tensor = torch.from_numpy(np.clip(x, 0, 1)).permute(2, 0, 1)[None].contiguous()
+        return np.ascontiguousarray(jpeg(tensor, quality)[0].permute(1, 2, 0).numpy())
+
+    kernels = [stage_kernels(s, dtype=torch.float64)[0] for s in (p.first, p.second, p.final)]
+    x = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    lr = x.shape[0] // p.scale, x.shape[1] // p.scale
+    x = filtered(x, kernels[0])
+    x = resized(x, p.first.resize_mode, scale_factor=float(p.first.resize_scale))
+    x = compressed(x, p.first.jpeg_quality)
+    if p.second.blur:
+        x = filtered(x, kernels[1])
+    factor = float(p.second.resize_scale)
+    x = resized(x, p.second.resize_mode, size=(int(lr[0] * factor), int(lr[1] * factor)))
+    x = np.clip(x, 0, 1)
+
+    def finished(x: np.ndarray) -> np.ndarray:
+        x = resized(x, p.final.resize_mode, size=lr)
+        return filtered(x, kernels[2]) if p.final.sinc else x
+
+    if p.final.before_jpeg:
+        x = compressed(finished(x), p.second.jpeg_quality)
+    else:
+        x = finished(compressed(x, p.second.jpeg_quality))
+    return np.clip(np.round(x * 255), 0, 255)
+
+
+def test_the_order_is_the_published_one(photographs: Tensor) -> None:
+    p = drawn(40, NOISELESS, seed=3)
+    assert p.final.before_jpeg.any()
+    assert (~p.final.before_jpeg).any()
+    images = photographs[..., :128, :192].repeat(10, 1, 1, 1)
+    got = (degrade(images, p) * 255).round()
+    for i in range(40):
+        difference = np.abs(by_hand(images[i], p[i]) - got[i].permute(1, 2, 0).numpy())
+        # A level or a coefficient at a tie may fall on either side and moves one block.
+        assert difference.mean() < 0.05, (i, difference.mean(), p.describe(i))
+
+
+def test_clean_settings_resize_alone(photographs: Tensor) -> None:
+    space = changed(
+        first={"blur": OFF, "resize": IDENTITY, "noise": OFF, "jpeg": OFF},
+        second={"blur": OFF, "resize": {**IDENTITY, "modes": (1, 0, 0)}, "noise": OFF, "jpeg": OFF},
+        final={"sinc": 0.0},
+    )
+    expected = (F.avg_pool2d(photographs, 4) * 255).round() / 255
+    assert torch.equal(degrade(photographs, drawn(4, space)), expected)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "poisson"])
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_noise_arrives_in_the_image(kind: str, stage: str) -> None:
+    quiet = {"blur": OFF, "resize": {**IDENTITY, "modes": (1, 0, 0)}, "noise": OFF, "jpeg": OFF}
+    loud = {"on": 1.0, "gaussian": float(kind == "gaussian"), "sigma": (20.0, 20.0)}
+    noisy = {**quiet, "noise": {**loud, "scale": (1.0, 1.0), "gray": 0.0}}
+    other = "second" if stage == "first" else "first"
+    space = changed(**{stage: noisy, other: quiet, "final": {"sinc": 0.0}})
+    hr = torch.full((2, 3, 256, 256), 128 / 255)
+    residual = degrade(hr, drawn(2, space), poisson_levels=256) - hr[..., ::4, ::4]
+    sigma = 20 / 255 if kind == "gaussian" else (128 / 255 / 256) ** 0.5
+    if stage == "first":
+        sigma /= 4  # sixteen pixels are averaged
+    assert residual.std().item() == pytest.approx(sigma, rel=0.05)
+    assert abs(residual.mean().item()) < 5 * sigma / residual.numel() ** 0.5 + 0.1 / 255
+
+
+@pytest.mark.parametrize("mode", ["libjpeg", "basicsr"])
+def test_a_sample_is_the_same_alone_and_in_any_batch(photographs: Tensor, mode: str) -> None:
+    hr = photographs[..., :96, :64].repeat(6, 1, 1, 1)
+    p = drawn(24, seed=5)
+    together = degrade(hr, p, jpeg=mode)  # type: ignore[arg-type]
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(degrade(hr[order], p[order], jpeg=mode), together[order])  # type: ignore[arg-type]
+    for i in range(24):
+        assert torch.equal(degrade(hr[i : i + 1], p[i], jpeg=mode)[0], together[i])  # type: ignore[arg-type]
+
+
+def test_nothing_outside_the_arguments_matters(photographs: Tensor) -> None:
+    p = drawn(4)
+    hr = photographs.clone()
+    torch.manual_seed(0)
+    before = degrade(hr, p)
+    torch.manual_seed(1)
+    assert torch.equal(degrade(hr, p), before)
+    assert torch.equal(hr, photographs)
+
+
+def test_noise_follows_the_seed(photographs: Tensor) -> None:
+    hr = photographs[:1].repeat(2, 1, 1, 1)
+    cube = draw_cube([0, 0], 0)
+    keys = {"low bits": (5, 6), "high bits": (5, 5 + 2**40)}
+    for pair in keys.values():
+        lr = degrade(hr, parameters_from_cube(REALESRGAN_X4, cube, torch.tensor(pair)))
+        assert not torch.equal(lr[0], lr[1])
+    same = degrade(hr, parameters_from_cube(REALESRGAN_X4, cube, torch.tensor([5, 5])))
+    assert torch.equal(same[0], same[1])
+
+
+def test_a_generator_draws_in_batch_order(photographs: Tensor) -> None:
+    p = drawn(4)
+    a, b = (degrade(photographs, p, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    assert not torch.equal(a, b)
+    assert torch.equal(a, degrade(photographs, p, generator=torch.Generator().manual_seed(1)))
+    generator = torch.Generator().manual_seed(1)
+    pieces = [degrade(photographs[i : i + 1], p[i], generator=generator) for i in range(4)]
+    assert torch.equal(torch.cat(pieces), a)
+
+
+def test_the_second_noise_does_not_depend_on_the_first(photographs: Tensor) -> None:
+    """Switching the first noise off leaves the field of the second untouched."""
+    last = {"blur": OFF, "resize": IDENTITY, "jpeg": OFF, "noise": {"gaussian": 1.0}}
+    flat = torch.full_like(photographs, 0.5)
+    first_off = {"noise": {"sigma": (0.0, 0.0), "gaussian": 1.0}, "jpeg": OFF}
+    zero = changed(first=first_off, second=last)
+    none = changed(first={"noise": OFF, "jpeg": OFF}, second=last)
+    assert torch.equal(degrade(flat, drawn(4, zero)), degrade(flat, drawn(4, none)))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (4, 4), (16, 64), (100, 36)])
+def test_small_and_oblong_images(photographs: Tensor, size: tuple[int, int]) -> None:
+    hr = photographs[..., : size[0], : size[1]].repeat(10, 1, 1, 1)
+    lr = degrade(hr, drawn(40, seed=9))
+    assert lr.shape == (40, 3, size[0] // 4, size[1] // 4)
+    assert lr.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_flat_images(value: float) -> None:
+    flat = torch.full((16, 3, 64, 64), value)
+    for mode in ("libjpeg", "basicsr"):
+        lr = degrade(flat, drawn(16), jpeg=mode)  # type: ignore[arg-type]
+        assert lr.isfinite().all()
+    # Without noise nothing is left to see.
+    clean = degrade(flat, drawn(16, NOISELESS))
+    assert (clean - value).abs().max() < 1.5 / 255
+
+
+@pytest.mark.parametrize("mode", ["libjpeg", "basicsr"])
+@pytest.mark.parametrize("quality", [1.0, 100.0])
+def test_the_ends_of_quality(photographs: Tensor, mode: str, quality: float) -> None:
+    ends = {"jpeg": {"quality": (quality, quality)}}
+    lr = degrade(photographs, drawn(4, changed(first=ends, second=ends)), jpeg=mode)  # type: ignore[arg-type]
+    assert lr.isfinite().all()
+
+
+def test_autocast_changes_nothing(photographs: Tensor) -> None:
+    p = drawn(4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = degrade(photographs, p)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, degrade(photographs, p))
+
+
+def test_no_images_no_work() -> None:
+    assert degrade(torch.zeros(0, 3, 32, 32), drawn(0)).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.uint8])
+def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=f"float32, got {dtype}"):
+        degrade(torch.zeros(1, 3, 16, 16, dtype=dtype), drawn(1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((3, 16, 16), r"\[B, 3, H, W\], got \[3, 16, 16\]"),
+        ((1, 1, 16, 16), r"got \[1, 1, 16, 16\]"),
+        ((2, 3, 16, 16), "1 rows for 2 images"),
+        ((1, 3, 18, 16), "18x16"),
+        ((1, 3, 16, 0), "16x0"),
+    ],
+)
+def test_other_shapes_are_refused(shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        degrade(torch.zeros(shape), drawn(1))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(1.01, "1.01"), (-0.1, "-0.1"), (float("nan"), "nan")]
+)
+def test_other_values_are_refused(value: float, words: str) -> None:
+    hr = torch.zeros(1, 3, 16, 16)
+    hr[0, 1, 2, 3] = value
+    with pytest.raises(ValueError, match=words):
+        degrade(hr, drawn(1))
+
+
+def test_unknown_options_are_refused() -> None:
+    hr = torch.zeros(1, 3, 16, 16)
+    with pytest.raises(ValueError, match="`jpeg`.*webp"):
+        degrade(hr, drawn(1), jpeg="webp")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`poisson_levels`.*128"):
+        degrade(hr, drawn(1), poisson_levels=128)  # type: ignore[arg-type]

@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mtlweight_sr.degradation import (
+    COLUMNS,
+    FAMILIES,
+    REALESRGAN_X2,
+    REALESRGAN_X4,
+    DegradationParameters,
+    draw_cube,
+)
+from mtlweight_sr.tasks import (
+    PRESETS,
+    Box,
+    ScoreTaskSpace,
+    Task,
+    TaskSpace,
+    equal_mass,
+    grid,
+    preset,
+    task_from_ranges,
+)
+
+SPACE = REALESRGAN_X4
+HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
+BOXED = [name for name in PRESETS if name != "physical4"]
+
+
+def mixture(tasks: TaskSpace | ScoreTaskSpace, n: int, seed: int = 0) -> DegradationParameters:
+    """`n` samples, each task by its natural probability."""
+    masses = np.array([float(mass) for mass in tasks.masses.values()])
+    edges = np.round(np.cumsum(masses) * n)
+    task_ids = torch.from_numpy(np.searchsorted(edges, np.arange(n), side="right"))
+    # Ids in another order than tasks: neighbours must not share anything.
+    return tasks.draw(task_ids, torch.randperm(n, generator=torch.Generator().manual_seed(1)), seed)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("scale", [2, 4])
+def test_masses_sum_to_one_and_every_task_has_words(name: str, scale: int) -> None:
+    tasks = preset(name, scale)
+    assert sum(tasks.masses.values()) == Fraction(1)
+    assert tuple(tasks.masses) == tasks.names
+    assert tasks.space == (REALESRGAN_X4 if scale == 4 else REALESRGAN_X2)
+    lines = tasks.describe().splitlines()
+    assert len(lines) == len(tasks.names)
+    for line, task in zip(lines, tasks.names, strict=True):
+        assert line.startswith(f"{task} (p = ")
+        assert len(line) > len(task) + 30
+
+
+def test_paper_presets_have_their_exact_masses() -> None:
+    masses = {name: tuple(preset(name).masses.values()) for name in BOXED}
+    assert masses["paper2"] == (HALF, HALF)
+    assert masses["paper3"] == (QUARTER, HALF, QUARTER)
+    assert masses["paper4"] == (QUARTER,) * 4
+    assert masses["paper5"] == (QUARTER, QUARTER, QUARTER, QUARTER / 2, QUARTER / 2)
+    assert masses["two_stage4"] == tuple(Fraction(n, 40) for n in (11, 9, 11, 9))
+    assert preset("paper4").names == ("mild", "blur", "noise", "severe")
+    for mass in preset("physical4").masses.values():
+        assert 0.2 < mass < 0.3
+
+
+def test_paper4_is_what_it_says() -> None:
+    tasks = preset("paper4")
+    p = tasks.draw_natural(range(2000), 0)
+    expected = (p.first.kernel_size >= 15).long() + 2 * (p.first.noise_level >= 0.5).long()
+    assert torch.equal(tasks.assign(p), expected)
+    words = tasks.describe().splitlines()
+    assert "kernel_size_1 in {15, 17, 19, 21}" in words[1]
+    assert "noise_level_1 in [0.5, 1)" in words[2]
+
+
+def test_two_stage4_is_what_it_says() -> None:
+    tasks = preset("two_stage4")
+    p = tasks.draw_natural(range(5000), 0)
+    both = p.first.kernel_size + p.second.kernel_size * p.second.blur
+    expected = (both >= 28).long() + 2 * (p.second.noise_level >= 0.5).long()
+    assert torch.equal(tasks.assign(p), expected)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_draw_lies_in_its_task(name: str) -> None:
+    tasks = preset(name)
+    n = 600 if name == "physical4" else 20_000
+    task_ids = torch.arange(n) % len(tasks.names)
+    p = tasks.draw(task_ids, range(n), 3)
+    assert torch.equal(tasks.assign(p), task_ids)
+    assert torch.equal(tasks.assign(p.cube), task_ids)
+    assert ((p.cube >= 0) & (p.cube < 1)).all()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_natural_frequencies_are_the_masses(name: str) -> None:
+    tasks = preset(name)
+    n = 4000 if name == "physical4" else 40_000
+    found = torch.bincount(
+        tasks.assign(tasks.draw_natural(range(n), 8)), minlength=len(tasks.names)
+    )
+    expected = np.array([float(mass) for mass in tasks.masses.values()]) * n
+    assert stats.chisquare(found.numpy(), expected).pvalue > 1e-4
+
+
+def cells(p: DegradationParameters) -> np.ndarray:
+    """Joint cell of both kernel sizes, the second blur's switch and halves of both noise levels."""
+    first = (p.first.kernel_size - 7) // 2
+    second = (p.second.kernel_size - 7) // 2
+    levels = 2 * (p.first.noise_level >= 0.5).long() + (p.second.noise_level >= 0.5).long()
+    return (((first * 8 + second) * 2 + p.second.blur.long()) * 4 + levels).numpy()
+
+
+def cell_probabilities() -> np.ndarray:
+    on = np.tile(np.repeat([0.2, 0.8], 4), 64)
+    return on / 64 / 4
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_mixture_is_the_original_distribution(name: str) -> None:
+    tasks = preset(name)
+    n = 8000 if name == "physical4" else 80_000
+    p = mixture(tasks, n, seed=21)
+    probabilities = cell_probabilities()
+    counts = np.bincount(cells(p), minlength=512)
+    assert stats.chisquare(counts, probabilities * n).pvalue > 1e-4
+    for i, column in enumerate(p.cube.numpy().T):
+        assert stats.kstest(column, "uniform").pvalue > 1e-4, COLUMNS[i]
+
+
+def test_the_test_of_the_mixture_can_fail() -> None:
+    """Equal quotas in place of natural ones give another distribution, and the tests see it."""
+    tasks = preset("two_stage4")
+    n = 80_000
+    p = tasks.draw(torch.arange(n) % 4, range(n), 21)
+    counts = np.bincount(cells(p), minlength=512)
+    assert stats.chisquare(counts, cell_probabilities() * n).pvalue < 1e-10
+
+
+def test_continuous_parameters_of_the_mixture_keep_their_laws() -> None:
+    p = mixture(preset("paper4"), 40_000, seed=5)
+    gaussian = p.first.noise_type == 0
+    laws = {
+        "sigma_x": (p.first.sigma_x, stats.uniform(0.2, 2.8)),
+        "sigma": (p.first.noise_strength[gaussian], stats.uniform(1, 29)),
+        "scale": (p.first.noise_strength[~gaussian], stats.uniform(0.05, 2.95)),
+        "quality": (p.second.jpeg_quality, stats.uniform(30, 65)),
+        "small cutoff": (
+            p.first.omega[p.first.kernel_size < 13],
+            stats.uniform(math.pi / 3, 2 * math.pi / 3),
+        ),
+        "large cutoff": (
+            p.first.omega[p.first.kernel_size >= 13],
+            stats.uniform(math.pi / 5, 4 * math.pi / 5),
+        ),
+    }
+    for name, (values, law) in laws.items():
+        assert stats.kstest(values.numpy(), law.cdf).pvalue > 1e-4, name
+
+
+def test_inside_a_task_boxes_keep_their_shares() -> None:
+    """`blur_or_noise` is two boxes of equal volume, one with slices of unequal volume."""
+    tasks = TaskSpace(
+        SPACE,
+        [
+            Task("a", (Box({"noise_level_1": (0, 0.125)}), Box({"noise_level_1": (0.25, 1)}))),
+            Task("b", (Box({"noise_level_1": (0.125, 0.25)}),)),
+        ],
+    )
+    n = 40_000
+    level = tasks.draw(torch.zeros(n, dtype=torch.long), range(n), 2).first.noise_level
+    low = (level < 0.125).sum().item()
+    assert stats.binomtest(low, n, (1 / 8) / (7 / 8)).pvalue > 1e-4
+    assert stats.kstest(level[level >= 0.25].numpy(), stats.uniform(0.25, 0.75).cdf).pvalue > 1e-4
+
+
+def test_tasks_share_the_row_of_an_id() -> None:
+    """Common random numbers: only the cut columns differ between tasks."""
+    tasks = preset("paper4")
+    ids = range(50)
+    draws = [tasks.draw(torch.full((50,), t), ids, 4) for t in range(4)]
+    natural = draw_cube(ids, 4)
+    kept = [i for i, c in enumerate(COLUMNS) if c not in ("kernel_size_1", "noise_level_1")]
+    for p in draws:
+        assert torch.equal(p.cube[:, kept], natural[:, kept])
+        assert torch.equal(p.seed, draws[0].seed)
+    assert torch.equal(draws[0].first.noise_level * 2, natural[:, COLUMNS.index("noise_level_1")])
+
+
+@pytest.mark.parametrize("name", ["paper5", "two_stage4", "physical4"])
+def test_a_draw_is_the_same_alone_and_in_any_batch(name: str) -> None:
+    tasks = preset(name)
+    task_ids, ids = torch.tensor([3, 0, 1, 2, 0]), [9, 4, 4, 123456789012, 0]
+    together = tasks.draw(task_ids, ids, 7, stream=2)
+    for i in range(5):
+        alone = tasks.draw(task_ids[i : i + 1], ids[i : i + 1], 7, stream=2)
+        assert torch.equal(alone.cube[0], together.cube[i])
+        assert torch.equal(alone.seed[0], together.seed[i])
+    assert not torch.equal(together.cube, tasks.draw(task_ids, ids, 7).cube)
+
+
+def value(p: DegradationParameters, name: str) -> torch.Tensor:
+    stage, field = {"1": p.first, "2": p.second}[name[-1]], name[:-2]
+    if field in ("noise_sigma", "noise_scale"):
+        kind = 0 if field == "noise_sigma" else 1
+        return torch.where(stage.noise_type == kind, stage.noise_strength, math.nan)
+    return getattr(stage, field)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "mass"),
+    [
+        ("noise_sigma_1", 15.5, 30, QUARTER),
+        ("noise_scale_1", 1.525, 3, QUARTER),
+        ("noise_level_2", 0.2, 0.7, HALF),
+        ("kernel_size_1", 15, 21, HALF),
+        ("kernel_size_2", 8, 12, QUARTER),
+        ("sigma_x_2", 0.2, 0.85, HALF),
+        ("sigma_y_1", 1.6, 3, HALF),
+        ("rotation_1", 0, math.pi, Fraction(69, 100) + Fraction(31, 200)),
+        ("beta_1", 1, 1.5, None),
+        ("omega_1", 2, 3, None),
+        ("resize_scale_1", 0.575, 1.25, Fraction(1, 10) + Fraction(1, 10) + Fraction(7, 20)),
+        ("resize_scale_2", 0.3, 1, Fraction(2, 5)),
+        ("jpeg_quality_1", 30, 43, Fraction(1, 5)),
+    ],
+)
+def test_ranges_in_physical_units_are_exact(
+    name: str, low: float, high: float, mass: Fraction | None
+) -> None:
+    task = Task.from_ranges(SPACE, "some", **{name: (low, high)})
+    if mass is not None:
+        assert task.mass == mass
+    tasks = TaskSpace(SPACE, [task], partial=True)
+    natural = tasks.draw_natural(range(4000), 1)
+    values = value(natural, name)
+    if name.startswith("kernel_size"):
+        inside = (values >= low) & (values <= high)
+    else:
+        top = {"omega_1": math.pi, "beta_1": 4.0, "resize_scale_1": 1.5, "resize_scale_2": 1.2}
+        inside = (values >= low) & ((values < high) | (high >= top.get(name, math.inf)))
+    assert torch.equal(tasks.assign(natural), torch.where(inside, 0, -1))
+    drawn = value(tasks.draw(torch.zeros(2000, dtype=torch.long), range(2000), 1), name)
+    assert ((drawn >= low - 1e-9) & (drawn <= high + 1e-9)).all()
+
+
+def test_named_values_and_switches() -> None:
+    assert Task.from_ranges(SPACE, "a", family_1="isotropic").mass == Fraction(9, 20)
+    some = Task.from_ranges(SPACE, "a", family_1=["isotropic", "plateau_isotropic"])
+    assert some.mass == Fraction(57, 100)
+    assert Task.from_ranges(SPACE, "a", blur_2=False).mass == Fraction(1, 5)
+    assert Task.from_ranges(SPACE, "a", sinc_1=True, final_sinc=False).mass == Fraction(1, 50)
+    assert Task.from_ranges(SPACE, "a", resize_mode_2=("area", "bicubic")).mass == Fraction(2, 3)
+    assert Task.from_ranges(SPACE, "a", noise_type_1="poisson").mass == HALF
+    assert Task.from_ranges(SPACE, "a", kernel_size_1=[7, 21]).mass == QUARTER
+    families = Task.from_ranges(SPACE, "a", family_2=list(FAMILIES))
+    assert families.mass == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.floats(1, 30),
+    st.floats(1, 30),
+    st.sampled_from(range(7, 23, 2)),
+    st.sampled_from([0.3, 0.8]),
+)
+def test_neighbouring_ranges_share_nothing_and_lose_nothing(
+    a: float, b: float, size: int, level: float
+) -> None:
+    cuts = sorted({1.0, a, b, 30.0})
+    tasks = [
+        Task.from_ranges(SPACE, f"sigma{i}", noise_sigma_1=(low, high))
+        for i, (low, high) in enumerate(zip(cuts, cuts[1:], strict=False))
+    ]
+    poisson = [
+        Task.from_ranges(SPACE, "weak", noise_type_1="poisson", kernel_size_2=(7, size)),
+        Task.from_ranges(SPACE, "strong", noise_type_1="poisson", kernel_size_2=(size + 1, 21))
+        if size < 21
+        else None,
+    ]
+    whole = TaskSpace(SPACE, [*tasks, *(t for t in poisson if t)])
+    assert sum(whole.masses.values()) == 1
+    assert (whole.assign(whole.draw_natural(range(500), 0)) >= 0).all()
+
+
+def test_a_user_defines_tasks() -> None:
+    strong = task_from_ranges(SPACE, "strong", kernel_size_1=(15, 21), noise_level_1=(0.5, 1.0))
+    weak = Task.from_ranges(SPACE, "weak", kernel_size_1=(7, 13))
+    rest = Task.from_ranges(SPACE, "rest", kernel_size_1=(15, 21), noise_level_1=(0, 0.5))
+    tasks = TaskSpace(SPACE, [strong, weak, rest])
+    assert tasks.masses == {"strong": QUARTER, "weak": HALF, "rest": QUARTER}
+    assert "kernel_size_1 from 15 to 21, noise_level_1 from 0.5 to 1" in tasks.describe()
+
+
+def test_partial_spaces_leave_rows_unassigned() -> None:
+    tasks = TaskSpace(
+        SPACE, [Task.from_ranges(SPACE, "gray", gray_noise_1=True, gray_noise_2=True)], partial=True
+    )
+    assert tasks.masses == {"gray": Fraction(4, 25)}
+    p = tasks.draw_natural(range(1000), 0)
+    both = p.first.gray_noise & p.second.gray_noise
+    assert torch.equal(tasks.assign(p), both.long() - 1)
+
+
+def test_grid_and_equal_mass() -> None:
+    cells = grid(SPACE, (13, 19), (0.25, 0.5))
+    assert len(cells.names) == 9
+    assert cells.names[:4] == ("blur0_noise0", "blur0_noise1", "blur0_noise2", "blur1_noise0")
+    assert cells.masses["blur0_noise0"] == Fraction(3, 8) * QUARTER
+    assert cells.masses["blur2_noise2"] == QUARTER * HALF
+    assert grid(SPACE, (15,), (0.5,)).masses == dict.fromkeys(
+        ("blur0_noise0", "blur0_noise1", "blur1_noise0", "blur1_noise1"), QUARTER
+    )
+    assert grid(SPACE, (), ()).masses == {"blur0_noise0": 1}
+    for n in (1, 3, 7):
+        assert set(equal_mass(SPACE, n).masses.values()) == {Fraction(1, n)}
+    thirds = equal_mass(SPACE, 3)
+    ids = torch.arange(3000) % 3
+    assert torch.equal(thirds.assign(thirds.draw(ids, range(3000), 0)), ids)
+
+
+def test_physical_tasks_differ_in_effective_strength() -> None:
+    from mtlweight_sr.degradation.strength import effective_blur, effective_noise
+
+    tasks = preset("physical4")
+    assert isinstance(tasks, ScoreTaskSpace)
+    p = tasks.draw(torch.arange(400) % 4, range(400), 0)
+    blur, noise = effective_blur(p).view(-1, 4), effective_noise(p).view(-1, 4)
+    assert blur[:, [0, 2]].max() < tasks.blur_median <= blur[:, [1, 3]].min()
+    assert noise[:, [0, 1]].max() < tasks.noise_median <= noise[:, [2, 3]].min()
+
+
+@pytest.mark.parametrize(
+    ("ranges", "words"),
+    [
+        ({}, "at least one range"),
+        ({"kernel_size": (7, 9)}, "kernel_size"),
+        ({"noise_sigma_1": (0, 5)}, r"within \(1, 30\)"),
+        ({"noise_sigma_1": (20, 10)}, r"\(20, 10\)"),
+        ({"noise_sigma_1": 5}, "continuous"),
+        ({"noise_sigma_1": (5, 5)}, "probability"),
+        ({"kernel_size_1": 8}, "8"),
+        ({"kernel_size_1": (8, 8)}, "probability"),
+        ({"family_1": "box"}, "box"),
+        ({"blur_2": []}, "blur_2"),
+        ({"noise_sigma_1": (1, 30), "noise_type_1": "poisson"}, "exclude"),
+        ({"blur_1": False}, "False"),
+    ],
+)
+def test_ranges_that_are_no_boxes_are_refused(ranges: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Task.from_ranges(SPACE, "some", **ranges)
+
+
+def test_bad_partitions_are_refused() -> None:
+    low, high = Box({"noise_level_1": (0, HALF)}), Box({"noise_level_1": (HALF, 1)})
+    with pytest.raises(ValueError, match="1/2 = 0.5"):
+        TaskSpace(SPACE, [Task("low", (low,))])
+    with pytest.raises(ValueError, match="disjoint tasks"):
+        TaskSpace(SPACE, [Task("all", (Box({}),)), Task("low", (low,))])
+    with pytest.raises(ValueError, match="different names"):
+        TaskSpace(SPACE, [Task("a", (low,)), Task("a", (high,))])
+    with pytest.raises(ValueError, match="different names"):
+        TaskSpace(SPACE, [])
+    with pytest.raises(ValueError, match=r"kernel_size_1.*1/8"):
+        cut = Fraction(2, 5)
+        TaskSpace(
+            SPACE,
+            [
+                Task("a", (Box({"kernel_size_1": (0, cut)}),)),
+                Task("b", (Box({"kernel_size_1": (cut, 1)}),)),
+            ],
+        )
+    with pytest.raises(ValueError, match="disjoint `boxes`"):
+        Task("a", (low, Box({})))
+    with pytest.raises(ValueError, match="at least one box"):
+        Task("a", ())
+    with pytest.raises(ValueError, match="kernel_size'"):
+        Box({"kernel_size": (0, 1)})
+    with pytest.raises(ValueError, match="low < high"):
+        Box({"sigma_x_1": (HALF, HALF)})
+    with pytest.raises(ValueError, match="low < high"):
+        Box({"sigma_x_1": (0, 1.5)})
+
+
+def test_bad_draws_are_refused() -> None:
+    for tasks in (preset("paper4"), preset("physical4")):
+        with pytest.raises(TypeError, match="float32"):
+            tasks.draw(torch.zeros(2), range(2), 0)
+        with pytest.raises(ValueError, match="2 ids"):
+            tasks.draw(torch.zeros(3, dtype=torch.long), range(2), 0)
+        for bad in (-1, 4):
+            with pytest.raises(ValueError, match=str(bad)):
+                tasks.draw(torch.tensor([0, bad]), range(2), 0)
+
+
+def test_bad_presets_and_cuts_are_refused() -> None:
+    with pytest.raises(ValueError, match="paper6"):
+        preset("paper6")
+    with pytest.raises(ValueError, match="scale"):
+        preset("paper4", 3)
+    with pytest.raises(ValueError, match="`n`"):
+        equal_mass(SPACE, 0)
+    for blur in ((7,), (15, 13), (22,)):
+        with pytest.raises(ValueError, match="`blur_cuts`"):
+            grid(SPACE, blur, ())
+    for noise in ((0.0,), (0.5, 0.4), (1.0,)):
+        with pytest.raises(ValueError, match="`noise_cuts`"):
+            grid(SPACE, (), noise)
+
+
+def test_a_space_without_noise_has_no_physical_tasks() -> None:
+    document = SPACE.model_dump()
+    for stage in ("first", "second"):
+        document[stage]["noise"]["on"] = 0.0
+    with pytest.raises(ValueError, match="vary"):
+        ScoreTaskSpace(type(SPACE).model_validate(document))
