@@ -26,8 +26,7 @@ class SampleKey(int):
     reads `key.task`, and seeds what it draws at random with `key.seed`: the sample is then the
     same whatever the worker, the rank or the position at which training was resumed.
 
-    Args:
-        index: The index into the dataset.
+    Attributes:
         task: The id of the task that the sample serves.
         seed: A seed of its own, in [0, 2^63); no two draws of one sampler share it.
     """

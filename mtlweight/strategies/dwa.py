@@ -27,7 +27,7 @@ class DWA(LossStrategy):
         temperature: $\tau$; the larger, the more equal the weights.
         **options: See `Options`.
 
-    Source: Liu, Johns & Davison, *End-to-end multi-task learning with attention*, CVPR 2019, eq. 7.
+    Source: Liu, Johns & Davison, *End-to-end multi-task learning with attention*, CVPR 2019.
     """
 
     shares: Tensor

@@ -17,7 +17,7 @@ class MGDA(GramStrategy):
     gradient vanishes stops the training of what is shared: that is the method. Solved exactly.
 
     Source: Désidéri, *Multiple-gradient descent algorithm*, C. R. Math. 2012; Sener & Koltun,
-    *Multi-task learning as multi-objective optimization*, NeurIPS 2018, eq. 3.
+    *Multi-task learning as multi-objective optimization*, NeurIPS 2018.
     """
 
     def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:

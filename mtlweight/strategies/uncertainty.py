@@ -28,7 +28,7 @@ class UW(LossStrategy):
         **options: See `Options`.
 
     Source: Kendall, Gal & Cipolla, *Multi-task learning using uncertainty to weigh losses*, CVPR
-    2018, eq. 7, in the form for regression, for all tasks.
+    2018, in the form for regression, for all tasks.
     """
 
     log_variances: Tensor

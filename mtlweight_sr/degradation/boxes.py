@@ -11,11 +11,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
+from typing import TypeGuard
 
 from .columns import COLUMNS, NAMES, Branch, Sides, branches
 from .space import DegradationSpace, exact
 
-__all__ = ["Box", "Wanted", "boxes_where", "intersections", "merged"]
+__all__ = ["Box", "Wanted", "boxes_where", "intersections", "is_range", "merged"]
 
 _WHOLE = (Fraction(0), Fraction(1))
 
@@ -105,16 +106,20 @@ def intersections(first: Iterable[Box], second: Iterable[Box]) -> tuple[Box, ...
     return tuple(box for box in pairs if box is not None)
 
 
+def is_range(wanted: Wanted) -> TypeGuard[tuple[float, float]]:
+    """Whether what is wanted is a range, a tuple of two numbers."""
+    return (
+        isinstance(wanted, tuple)
+        and len(wanted) == 2
+        and not any(isinstance(end, bool | str) for end in wanted)
+    )
+
+
 def _values(space: DegradationSpace, name: str, wanted: Wanted) -> tuple[float, float] | set[float]:
     pieces = branches(space)[name]
     names = NAMES.get(name)
-    if (
-        isinstance(wanted, tuple)
-        and names is None
-        and len(wanted) == 2
-        and not any(isinstance(w, bool | str) for w in wanted)
-    ):
-        low, high = (float(w) for w in wanted)  # numbers alone are left here
+    if names is None and is_range(wanted):
+        low, high = (float(w) for w in wanted)
         lowest, highest = min(p.low for p in pieces), max(p.high for p in pieces)
         if not lowest <= low <= high <= highest:
             raise ValueError(

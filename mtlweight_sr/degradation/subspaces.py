@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Self
 
-from .boxes import Box, Wanted, boxes_where, intersections, merged
+from .boxes import Box, Wanted, boxes_where, intersections, is_range, merged
 from .columns import NAMES, branches
 from .space import DegradationSpace
 
@@ -86,7 +86,7 @@ def task_from_ranges(space: DegradationSpace, name: str, /, **ranges: Wanted) ->
 
 
 def _in_words(parameter: str, wanted: Wanted) -> str:
-    if isinstance(wanted, tuple):
+    if is_range(wanted):
         return f"{parameter} from {wanted[0]:g} to {wanted[1]:g}"
     return f"{parameter} = {wanted}"
 

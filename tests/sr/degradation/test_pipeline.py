@@ -265,7 +265,7 @@ def test_other_values_are_refused(value: float, words: str) -> None:
 
 def test_unknown_options_are_refused() -> None:
     hr = torch.zeros(1, 3, 16, 16)
-    with pytest.raises(ValueError, match="`jpeg`.*webp"):
+    with pytest.raises(ValueError, match=r"`jpeg`.*webp"):
         degrade(hr, drawn(1), jpeg="webp")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`poisson_levels`.*128"):
+    with pytest.raises(ValueError, match=r"`poisson_levels`.*128"):
         degrade(hr, drawn(1), poisson_levels=128)  # type: ignore[arg-type]
