@@ -2,7 +2,7 @@
 
 from mtlweight.metrics import delta_m, delta_p
 from mtlweight.options import OptionError
-from mtlweight.quotas import quotas, split
+from mtlweight.quotas import QuotaCarry, quotas, split
 from mtlweight.registry import available, build
 from mtlweight.sampler import QuotaSampler, SampleKey
 from mtlweight.strategies import (
@@ -54,6 +54,7 @@ __all__ = [
     "MetricStrategy",
     "OptionError",
     "PCGrad",
+    "QuotaCarry",
     "QuotaSampler",
     "SampleKey",
     "Strategy",

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pools import Pools
-from .quotas import quotas as split_by_largest_remainder
-
-__all__ = ["IntervalPlan", "SampleKey", "plan_interval", "stratify"]
+from mtlweight.pools import Pools
+from mtlweight.quotas import quotas as split_by_largest_remainder
 
 _BITS = (1 << 63) - 1
 # What the random numbers drawn from one seed are for, so that no two uses share a stream.

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-__all__ = ["delta_m", "delta_p", "task_deltas"]
-
 Metrics = Mapping[str, float | Sequence[float] | Tensor]
 Directions = bool | Mapping[str, bool | Sequence[bool]]
 

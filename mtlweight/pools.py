@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .quotas import whole
-
-__all__ = ["Pools"]
+from mtlweight.quotas import whole
 
 
 @dataclass(frozen=True)

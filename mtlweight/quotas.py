@@ -16,8 +16,6 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-__all__ = ["QuotaCarry", "quotas", "split"]
-
 # Remainders are read to this precision, so that rounding noise neither breaks a tie nor makes a
 # share of three whole samples look like a little less than three.
 _TOLERANCE = 1e-9

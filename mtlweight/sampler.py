@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import Sampler
 
-from .interval_plan import IntervalPlan, SampleKey, plan_interval
-from .pools import Pools
-from .quotas import QuotaCarry, checked_weights, quotas, whole
-
-__all__ = ["QuotaSampler", "SampleKey"]
+from mtlweight.interval_plan import IntervalPlan, SampleKey, plan_interval
+from mtlweight.pools import Pools
+from mtlweight.quotas import QuotaCarry, checked_weights, quotas, whole
 
 Batch = TypeVar("Batch")
 

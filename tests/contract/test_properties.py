@@ -461,7 +461,7 @@ def test_avg_norm_makes_all_the_same_length(jacobian: Tensor) -> None:
     _, w = solve(AvgNorm(len(jacobian)), jacobian)
     lengths = w * norms
     total = jacobian.sum(0).norm().item()
-    assert lengths.tolist() == pytest.approx([total] * len(w), rel=1e-5, abs=1e-6 * norms.max())
+    assert lengths.tolist() == pytest.approx([total] * len(w), rel=1e-5, abs=1e-6 * norms.max().item())
 
 
 # --- the value returned ------------------------------------------------------------------------

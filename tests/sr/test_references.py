@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,6 @@ RUNTIME = RuntimeSettings(device="cpu", tensorboard=False)
 SETTINGS = TrainingSettings(
     intervals=1, iterations=2, batch_size=2, crop=32, learning_rate=1e-3, average=0.5
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Steps(Observer):
