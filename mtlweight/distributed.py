@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -26,25 +25,23 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return total
 
 
-def average_over_ranks(
-    tasks: tuple[str, ...], step: Step, counts: Mapping[str, int] | None
-) -> Step:
+def average_over_ranks(num_tasks: int, step: Step, counts: list[float]) -> Step:
     """Returns the step with the losses of all ranks, averaged; the step itself on a single one.
 
     Every rank sends one vector of fixed length, whatever tasks it holds: reducing only the tasks
     that a rank has would hang the others, and a mean of the ranks' means would be another number.
 
     Args:
-        tasks: The names of all T tasks.
+        num_tasks: The number of all tasks, T.
         step: The losses of this rank.
-        counts: The number of samples behind each of its losses, by name; by default they are equal.
+        counts: The number of samples behind each of its losses, `[m]`.
     """
     if world_size() == 1:
         return step
     values = step.values.detach()
-    here = values.new_tensor([(counts or {}).get(tasks[i], 1) for i in step.index])
+    here = values.new_tensor(counts)
     mine = torch.tensor(step.index, device=values.device)
-    sums = values.new_zeros(2, len(tasks)).index_copy(1, mine, torch.stack([values * here, here]))
+    sums = values.new_zeros(2, num_tasks).index_copy(1, mine, torch.stack([values * here, here]))
     total, count = sum_over_ranks(sums)
     # Every rank must know which tasks take part, so here, with several ranks, the host waits.
     everywhere = [task for task, number in enumerate(count.tolist()) if number > 0]

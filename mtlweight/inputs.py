@@ -204,6 +204,26 @@ def _saved_tensors(node_type: type) -> list[str]:
     return _SAVED[node_type]
 
 
+def read_counts(
+    tasks: tuple[str, ...], step: Step, counts: Mapping[str, float] | None
+) -> list[float]:
+    """Returns the number of samples behind each loss of a step, ones by default, `[m]`.
+
+    Raises:
+        ValueError: A task is unknown, one that is present has no count, or a count is not positive.
+    """
+    if counts is None:
+        return [1.0] * len(step.index)
+    numbers = read_metrics(tasks, counts, "`counts`")
+    for task in (tasks[i] for i in step.index):
+        if numbers.get(task, 0.0) <= 0:
+            raise ValueError(
+                f"`counts` of task {task!r} is {numbers.get(task)!r}: every task that is present "
+                "needs the number of samples behind its loss, above zero."
+            )
+    return [numbers[tasks[i]] for i in step.index]
+
+
 def describe_bad_loss(
     tasks: tuple[str, ...], index: list[int], values: Tensor, limit: float, lowest: float
 ) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -45,6 +45,21 @@ class Stateful(nn.Module):
         """Takes back what `get_extra_state` returned."""
         self.step = state["step"]
         self.epoch = state["epoch"]
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Takes back a saved state, all of it or nothing; see `torch.nn.Module`.
+
+        Raises:
+            ValueError: The state belongs to another strategy, or to other tasks.
+            RuntimeError: The state has other entries than this strategy.
+        """
+        with self.undone_if_refused():
+            for module in self.modules():  # a load writes into buffers that a graph may hold
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = None if buffer is None else buffer.clone()
+            return super().load_state_dict(state_dict, strict, assign)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         saved = state_dict.get(f"{prefix}_extra_state")

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from mtlweight.distributed import average_over_ranks
-from mtlweight.inputs import Losses, Metrics, Step, describe_bad_loss, read_losses, read_metrics
+from mtlweight.inputs import (
+    Losses,
+    Metrics,
+    Step,
+    describe_bad_loss,
+    read_counts,
+    read_losses,
+    read_metrics,
+)
 from mtlweight.late_errors import LateErrors
 from mtlweight.options import (
     Check,
@@ -56,15 +64,16 @@ class Strategy(Stateful, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign, assignment]
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
 
+    @checked
     def __init__(self, tasks: Tasks, *, rescale: Rescale = "none", check: Check = "auto") -> None:
         super().__init__()
         self.tasks = task_names(tasks)
         self.rescale = rescale
         self.check = check
         self.present: Index = slice(None)
-        self.shared_leaves = SharedLeaves()
+        self.shared_leaves = SharedLeaves(sole_task=len(self.tasks) == 1)
         self.late_errors = LateErrors()
         self.epoch_weights = RunningMean(len(self.tasks))
         self.register_buffer("weights", self.uniform())
@@ -119,13 +128,14 @@ class Strategy(Stateful, ABC):
             RuntimeError: Autograd is off in training, or the graph of a loss was freed.
         """
         step = read_losses(self.tasks, losses, training=self.training)
+        numbers = read_counts(self.tasks, step, counts)
         if step.values.device != self.weights.device:
             self._follow(step.values.device)
         if not self.training:
             return (self.weights[step.index] * step.values).sum()
         self.late_errors.raise_ready()
         with _no_autocast(step.values.device), self.undone_if_refused():
-            total, _ = self.advance(average_over_ranks(self.tasks, step, counts), shared)
+            total, _ = self.advance(average_over_ranks(self.num_tasks, step, numbers), shared)
         return total
 
     def advance(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
@@ -164,6 +174,8 @@ class Strategy(Stateful, ABC):
             self.weights = self.epoch_weights.mean(default=self.weights)
             self.epoch_weights.reset()
             self.close_epoch(metrics)
+            if self.rescale in ("one", "tasks"):
+                self.weights = self._rescaled(self.weights, None)
             self.epoch += 1
 
     def close_epoch(self, metrics: Metrics | None) -> None:
@@ -193,6 +205,13 @@ class Strategy(Stateful, ABC):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.late_errors.clear()  # they tell of steps that are undone now
+        saved = state_dict.get(f"{prefix}_extra_state")
+        if saved is not None and saved["shared"] != self.shared_leaves.shapes:
+            self.shared_leaves = SharedLeaves(len(self.tasks) == 1, saved["shared"])
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Returns what is saved beside the buffers: also the shapes of what the tasks share."""
+        return super().get_extra_state() | {"shared": self.shared_leaves.shapes}
 
     def _follow(self, device: torch.device) -> None:
         if device.type == "meta":
@@ -230,9 +249,9 @@ class Strategy(Stateful, ABC):
             names,
             step.slopes * step.factors,
             shared,
+            step.index,
             self.shared_leaves,
             weighted_heads=weighted_heads,
-            sole_task=self.num_tasks == 1,
         )
         gram = gradients.gram()
         for task, square in zip(names, gram.diagonal().tolist(), strict=True):
@@ -423,10 +442,13 @@ class GradientStrategy(_ReadsGradients):
         gradients, gram = self._gradients(step, shared, weighted_heads=False)
         weights, combined = self.combine(gradients.rows, step.seen)
         if self.rescale != "none":
-            rescaled = self._rescaled(weights, gram)
-            length = torch.linalg.vector_norm(weights)
-            ratio = torch.where(length > 0, torch.linalg.vector_norm(rescaled) / length, 1.0)
-            weights, combined = rescaled, combined * ratio.to(combined)
+            goal = torch.tensor(1.0 if self.rescale == "one" else float(self.num_tasks))
+            length = weights.sum()
+            if self.rescale == "equal-norm":
+                goal = gram.mean().clamp_min(0).sqrt()
+                length = torch.linalg.vector_norm(combined)
+            ratio = torch.where(length > 0, goal.to(length) / length, 1.0)
+            weights, combined = weights * ratio.to(weights), combined * ratio.to(combined)
         heads = self._head_weights(weights, step.seen)
         return gradients.carry((weights * step.seen).sum(), combined, heads), weights
 

@@ -23,29 +23,68 @@ Shared = Tensor | Iterable[Tensor]
 
 
 class SharedLeaves:
-    """The leaves that tasks were seen to share, in the order they were found.
+    """The leaves that two tasks were seen to reach, in the order they were found.
 
-    A leaf stays shared in steps from which some of its tasks are absent, or in which it is frozen.
-    Holds no leaf alive, and is found anew after a copy or a load, since the leaves are other ones
-    then.
+    A leaf stays shared in steps from which some of its tasks are absent, or in which it is frozen,
+    and tasks that never meet in a batch share what each of them reaches. Holds no leaf alive, and
+    is found anew after a copy or a load, since the leaves are other ones then.
+
+    Args:
+        sole_task: Whether there is a single task, which shares everything with itself.
+        expected: The shapes of the leaves that were shared when a state was saved.
     """
 
-    def __init__(self) -> None:
-        self._leaves: list[weakref.ref[Tensor]] = []
+    def __init__(self, sole_task: bool, expected: list[list[int]] | None = None) -> None:
+        self.sole_task = sole_task
+        self.expected = expected
+        self._seen: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._shared: dict[int, weakref.ref[Tensor]] = {}
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (leaf for ref in self._leaves if (leaf := ref()) is not None)
+        return (leaf for ref in self._shared.values() if (leaf := ref()) is not None)
 
-    def __contains__(self, tensor: Tensor) -> bool:
-        return any(leaf is tensor for leaf in self)
+    def __contains__(self, leaf: Tensor) -> bool:
+        return id(leaf) in self._shared and self._shared[id(leaf)]() is leaf
 
-    def add(self, leaves: Iterable[Tensor]) -> None:
-        """Adds the leaves that are not known yet."""
-        known = {id(leaf) for leaf in self}
-        self._leaves += [weakref.ref(leaf) for leaf in leaves if id(leaf) not in known]
+    @property
+    def shapes(self) -> list[list[int]]:
+        """The shapes of the leaves, in order; after a load, those that are expected."""
+        return self.expected or [list(leaf.shape) for leaf in self]
 
-    def __reduce__(self) -> tuple[type[SharedLeaves], tuple[()]]:
-        return SharedLeaves, ()
+    def share(self, leaf: Tensor) -> None:
+        """Notes that a leaf is shared, whichever tasks reach it."""
+        self.see(leaf, 0b11)
+
+    def check_expected(self) -> None:
+        """Refuses a first step after a load that does not show what was shared before.
+
+        Raises:
+            ValueError: Other leaves are found to be shared than when the state was saved.
+        """
+        if self.expected and [list(leaf.shape) for leaf in self] != self.expected:
+            raise ValueError(
+                "The tasks of this step do not show again what was shared when the state was "
+                "saved: begin with a batch of every task, or give `shared=encoder.parameters()`."
+            )
+        self.expected = None
+
+    def see(self, leaf: Tensor, tasks: int) -> None:
+        """Notes that the tasks, bits of a number, reach a leaf."""
+        ref, seen = self._seen.get(id(leaf), (None, 0))
+        if ref is None or ref() is not leaf:  # another leaf had this identity, and is gone
+            ref, seen = weakref.ref(leaf), 0
+            self._shared.pop(id(leaf), None)
+        self._seen[id(leaf)] = ref, seen | tasks
+        if self.sole_task or (seen | tasks).bit_count() > 1:
+            self._shared.setdefault(id(leaf), ref)
+
+    def forget_dead(self) -> None:
+        """Forgets the leaves that exist no more."""
+        self._seen = {key: entry for key, entry in self._seen.items() if entry[0]() is not None}
+        self._shared = {key: ref for key, ref in self._shared.items() if ref() is not None}
+
+    def __reduce__(self) -> tuple[type[SharedLeaves], tuple[bool]]:
+        return SharedLeaves, (self.sole_task,)
 
 
 @dataclass
@@ -128,10 +167,10 @@ def task_gradients(
     names: Sequence[str],
     factors: Tensor,
     shared: Shared | None,
+    index: Sequence[int],
     known: SharedLeaves,
     *,
     weighted_heads: bool,
-    sole_task: bool,
 ) -> TaskGradients:
     """Returns the gradient of each loss, by one backward pass a task.
 
@@ -141,11 +180,11 @@ def task_gradients(
         factors: What multiplies each gradient, `[n]`.
         shared: What the tasks share, parameters or features; by default the leaves of the graph
             that two tasks reach.
+        index: The numbers of the n tasks.
         known: The leaves found to be shared so far; those of this step are added.
         weighted_heads: Whether every leaf gets the weighted sum of the task gradients. Then the
             leaves below a given layer need no pass of their own: the caller's backward reaches
             them.
-        sole_task: Whether the strategy has a single task, which shares everything with itself.
 
     Raises:
         ValueError: No loss depends on `shared`, or the features given overlap.
@@ -155,8 +194,10 @@ def task_gradients(
     stops = [t for t in given or [] if not t.is_leaf]
     masks = reached_leaves(roots, stops)
     if given is None:
-        found = [leaf for leaf, mask in masks if sole_task or mask.bit_count() > 1]
-        known.add(found)
+        known.forget_dead()
+        for leaf, mask in masks:
+            known.see(leaf, sum(1 << index[i] for i in range(len(roots)) if mask >> i & 1))
+        known.check_expected()
         points = list(known)
         if not points and len(roots) > 1:
             warnings.warn(
@@ -167,8 +208,10 @@ def task_gradients(
             )
     else:
         # What was trainable once keeps its place, so that memories of gradients still fit.
-        if not stops:
-            known.add(tensor for tensor in given if tensor.requires_grad)
+        for tensor in given:
+            if tensor.is_leaf and tensor.requires_grad:
+                known.share(tensor)
+        known.expected = None
         points = [tensor for tensor in given if tensor.requires_grad or tensor in known]
         if stops:
             _refuse_overlap(stops, masks)

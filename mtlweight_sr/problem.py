@@ -27,6 +27,9 @@ class TaskDraws(Protocol):
     ) -> DegradationParameters:
         """Parameters of samples of given tasks, a function of the arguments alone."""
 
+    def describe(self) -> str:
+        """The definition of every task in words."""
+
 
 @dataclass(frozen=True)
 class Problem:

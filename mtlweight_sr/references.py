@@ -51,6 +51,10 @@ class OneTask:
         """Parameters of samples of the task; its id here is 0."""
         return self._tasks.draw(torch.full_like(task_ids, self._id), ids, seed, stream)
 
+    def describe(self) -> str:
+        """The definitions of the space it is from."""
+        return f"{self.names[0]} of:\n{self._tasks.describe()}"
+
 
 def single_task_references(
     problem: Problem,

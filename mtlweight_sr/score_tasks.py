@@ -10,10 +10,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .degradation.parameters import DegradationParameters
-from .degradation.sampling import draw_rows, parameters_from_cube
-from .degradation.space import DegradationSpace
-from .degradation.strength import effective_blur, effective_noise
+from mtlweight_sr.degradation.parameters import DegradationParameters
+from mtlweight_sr.degradation.sampling import draw_rows, parameters_from_cube
+from mtlweight_sr.degradation.space import DegradationSpace
+from mtlweight_sr.degradation.strength import effective_blur, effective_noise
 
 __all__ = ["ScoreTaskSpace", "checked_task_ids"]
 

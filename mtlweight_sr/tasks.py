@@ -25,13 +25,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from .degradation.boxes import Box, boxes_where, intersections, merged
-from .degradation.columns import COLUMNS, atom_edges
-from .degradation.parameters import DegradationParameters
-from .degradation.sampling import draw_rows, parameters_from_cube
-from .degradation.space import REALESRGAN_X2, REALESRGAN_X4, DegradationSpace, exact
-from .degradation.subspaces import Task, box_in_words, task_from_ranges
-from .score_tasks import ScoreTaskSpace, checked_task_ids
+from mtlweight_sr.degradation.boxes import Box, boxes_where, intersections, merged
+from mtlweight_sr.degradation.columns import COLUMNS, atom_edges
+from mtlweight_sr.degradation.parameters import DegradationParameters
+from mtlweight_sr.degradation.sampling import draw_rows, parameters_from_cube
+from mtlweight_sr.degradation.space import REALESRGAN_X2, REALESRGAN_X4, DegradationSpace, exact
+from mtlweight_sr.degradation.subspaces import Task, box_in_words, task_from_ranges
+from mtlweight_sr.score_tasks import ScoreTaskSpace, checked_task_ids
 
 __all__ = [
     "PRESETS",
@@ -62,35 +62,7 @@ class TaskSpace:
     def __init__(
         self, space: DegradationSpace, tasks: Sequence[Task], *, partial: bool = False
     ) -> None:
-        names = [task.name for task in tasks]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(
-                f"expected `tasks` with different names, at least one, got {names}; rename them"
-            )
-        edges = atom_edges(space)
-        for task in tasks:
-            for box in task.boxes:
-                for column, side in box.sides.items():
-                    if column in edges and not edges[column].issuperset(side):
-                        raise ValueError(
-                            f"expected cuts of the discrete column {column!r} between its values, "
-                            f"at one of {', '.join(str(e) for e in sorted(edges[column]))}, got "
-                            f"{side[0]} to {side[1]} in task {task.name!r}; write Task.from_ranges "
-                            "with values"
-                        )
-        for a, b in itertools.combinations(tasks, 2):
-            both = next(iter(intersections(a.boxes, b.boxes)), None)
-            if both is not None:
-                raise ValueError(
-                    f"expected disjoint tasks, got {a.name!r} and {b.name!r}, which share "
-                    f"{dict(both.sides)}; cut one of them"
-                )
-        total = sum((task.mass for task in tasks), Fraction(0))
-        if total != 1 and not partial:
-            raise ValueError(
-                f"expected `tasks` that fill the space, got a total probability of {total} = "
-                f"{float(total):.6g}; add the missing task or write partial=True"
-            )
+        _check_partition(space, tasks, partial)
         self.space = space
         self.tasks = tuple(tasks)
         self.partial = partial
@@ -171,6 +143,38 @@ class TaskSpace:
             boxes = " or ".join(box_in_words(self.space, box) for box in task.boxes)
             lines.append(f"{task.name} (p = {task.mass}): {task.definition or boxes}")
         return "\n".join(lines)
+
+
+def _check_partition(space: DegradationSpace, tasks: Sequence[Task], partial: bool) -> None:
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"expected `tasks` with different names, at least one, got {names}; rename them"
+        )
+    edges = atom_edges(space)
+    for task in tasks:
+        for box in task.boxes:
+            for column, side in box.sides.items():
+                if column in edges and not edges[column].issuperset(side):
+                    raise ValueError(
+                        f"expected cuts of the discrete column {column!r} between its values, "
+                        f"at one of {', '.join(str(e) for e in sorted(edges[column]))}, got "
+                        f"{side[0]} to {side[1]} in task {task.name!r}; write Task.from_ranges "
+                        "with values"
+                    )
+    for a, b in itertools.combinations(tasks, 2):
+        both = next(iter(intersections(a.boxes, b.boxes)), None)
+        if both is not None:
+            raise ValueError(
+                f"expected disjoint tasks, got {a.name!r} and {b.name!r}, which share "
+                f"{dict(both.sides)}; cut one of them"
+            )
+    total = sum((task.mass for task in tasks), Fraction(0))
+    if total != 1 and not partial:
+        raise ValueError(
+            f"expected `tasks` that fill the space, got a total probability of {total} = "
+            f"{float(total):.6g}; add the missing task or write partial=True"
+        )
 
 
 def _shares(task: Task) -> list[Fraction]:

@@ -18,7 +18,7 @@ from mtlweight_sr.degradation import degrade
 from mtlweight_sr.evaluation import evaluate
 from mtlweight_sr.learner import Learner, TrainingDiverged
 from mtlweight_sr.problem import Problem
-from mtlweight_sr.settings import RuntimeSettings, TrainingSettings
+from mtlweight_sr.settings import RuntimeSettings, Spend, TrainingSettings
 from mtlweight_sr.surroundings import (
     Board,
     deterministic,
@@ -64,6 +64,12 @@ class IntervalRecord(BaseModel):
     weights: dict[str, float]
     counts: dict[str, int]
     skipped: int
+
+    def shares(self, spend: Spend) -> dict[str, float]:
+        """The share of each task in the weights, or in the samples where weights are quotas."""
+        spent: dict[str, float] = {**(self.counts if spend == "data" else self.weights)}
+        total = sum(spent.values())
+        return {name: value / total if total else 0.0 for name, value in spent.items()}
 
 
 class TrainingInterrupted(RuntimeError):  # noqa: N818 - it is no error

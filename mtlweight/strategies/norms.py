@@ -111,6 +111,8 @@ class DBMTL(GradientStrategy):
 
     def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         slopes = self.paper_heads(losses, losses)
+        if not gradients.numel():  # nothing is known to be shared, and all leaves are heads
+            return slopes, gradients.sum(0)
         averages = slopes.to(gradients)[:, None] * gradients
         beta = self.beta / (self.step + 1) ** self.beta_sigma
         if self.beta > 0:
@@ -120,7 +122,7 @@ class DBMTL(GradientStrategy):
         norms = torch.linalg.vector_norm(averages, dim=1)
         # The paper's epsilon, relative to the longest: tiny gradients behave like large ones.
         lengths = norms + self.epsilon * norms.max()
-        scales = torch.where(norms > 0, norms.max() / lengths, 0.0)
+        scales = torch.where(norms > 0, norms.max() / lengths, 1.0)
         return (1 - beta) * scales.to(losses) * slopes, scales @ averages
 
     def paper_heads(self, weights: Tensor, losses: Tensor) -> Tensor:

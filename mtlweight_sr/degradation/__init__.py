@@ -1,16 +1,20 @@
 """The two-stage degradation of Real-ESRGAN as a pure function, every choice per sample."""
 
-from .blur import blur, usm_sharpen
-from .boxes import Box, boxes_where
-from .columns import COLUMNS
-from .jpeg import jpeg
-from .kernels import blur_kernels
-from .noise import gaussian_noise, poisson_noise
-from .parameters import DegradationParameters, FinalParameters, StageParameters
-from .pipeline import degrade
-from .resize import resize_by, resize_to
-from .sampling import draw_cube, draw_seeds, parameters_from_cube
-from .space import (
+from mtlweight_sr.degradation.blur import blur, usm_sharpen
+from mtlweight_sr.degradation.boxes import Box, boxes_where
+from mtlweight_sr.degradation.columns import COLUMNS
+from mtlweight_sr.degradation.jpeg import jpeg
+from mtlweight_sr.degradation.kernels import blur_kernels
+from mtlweight_sr.degradation.noise import gaussian_noise, poisson_noise
+from mtlweight_sr.degradation.parameters import (
+    DegradationParameters,
+    FinalParameters,
+    StageParameters,
+)
+from mtlweight_sr.degradation.pipeline import degrade
+from mtlweight_sr.degradation.resize import resize_by, resize_to
+from mtlweight_sr.degradation.sampling import draw_cube, draw_seeds, parameters_from_cube
+from mtlweight_sr.degradation.space import (
     FAMILIES,
     MODES,
     REALESRGAN_X2,

@@ -13,8 +13,8 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import TypeGuard
 
-from .columns import COLUMNS, NAMES, Branch, Sides, branches
-from .space import DegradationSpace, exact
+from mtlweight_sr.degradation.columns import COLUMNS, NAMES, Branch, Sides, branches
+from mtlweight_sr.degradation.space import DegradationSpace, exact
 
 __all__ = ["Box", "Wanted", "boxes_where", "intersections", "is_range", "merged"]
 

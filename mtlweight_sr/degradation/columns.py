@@ -43,7 +43,14 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
-from .space import FAMILIES, MODES, DegradationSpace, FinalStage, Stage, exact
+from mtlweight_sr.degradation.space import (
+    FAMILIES,
+    MODES,
+    DegradationSpace,
+    FinalStage,
+    Stage,
+    exact,
+)
 
 __all__ = ["COLUMNS", "NAMES", "NOISE_TYPES", "Branch", "Sides", "atom_edges", "branches"]
 

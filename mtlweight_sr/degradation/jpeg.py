@@ -108,21 +108,28 @@ def _chroma_up(plane: Tensor, height: int, width: int) -> Tensor:
     return full[:, :height, :width]
 
 
+def _repeat_last_row(plane: Tensor) -> Tensor:
+    """The plane `[B, H, W]` filled up to whole blocks by its last row."""
+    return F.pad(plane, (0, 0, 0, -plane.shape[-2] % 8), mode="replicate")
+
+
 def _libjpeg(images: Tensor, quality: Tensor) -> Tensor:
     basis, luma, chroma = _constants(images.device)
     height, width = images.shape[-2:]
-    padding = (0, -width % 16, 0, -height % 16)
-    red, green, blue = F.pad(_round_levels(images), padding, mode="replicate").unbind(1)
+    padding = (0, -width % 16, 0, -height % 2)
+    red, green, blue = F.pad(torch.round(images * 255), padding, mode="replicate").unbind(1)
     y = _half_up(0.299 * red + 0.587 * green + 0.114 * blue)
     cb = torch.floor(-0.168735892 * red - 0.331264108 * green + 0.5 * blue + 128.49999)
     cr = torch.floor(0.5 * red - 0.418687589 * green - 0.081312411 * blue + 128.49999)
     luma_table, chroma_table = _libjpeg_tables(luma, quality), _libjpeg_tables(chroma, quality)
-    y = _integer_codec(y, luma_table, basis)[:, :height, :width]
+    y = _integer_codec(_repeat_last_row(y), luma_table, basis)[:, :height, :width]
     halves = []
     for plane in (cb, cr):
         four = rearrange(plane, "b (h p) (w q) -> b h w (p q)", p=2, q=2).sum(-1)
         bias = torch.arange(four.shape[-1], device=four.device) % 2 + 1
-        small = _integer_codec(torch.floor((four + bias) / 4), chroma_table, basis)
+        # libjpeg fills up the width before it halves the chroma, the height after.
+        small = _repeat_last_row(torch.floor((four + bias) / 4))
+        small = _integer_codec(small, chroma_table, basis)
         # The decoder knows the image's own size: its triangle filter never looks into the padding.
         small = small[:, : (height + 1) // 2, : (width + 1) // 2]
         halves.append(_chroma_up(small, height, width) - 128)
@@ -133,10 +140,6 @@ def _libjpeg(images: Tensor, quality: Tensor) -> Tensor:
         y + _half_up(1.772 * cb),
     )
     return torch.stack(rgb, 1).clamp(0, 255) / 255
-
-
-def _round_levels(images: Tensor) -> Tensor:
-    return torch.round(images * 255)
 
 
 def _basicsr(images: Tensor, quality: Tensor) -> Tensor:

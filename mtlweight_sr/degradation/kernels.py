@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from .parameters import FinalParameters, StageParameters
+from mtlweight_sr.degradation.parameters import FinalParameters, StageParameters
 
 __all__ = ["SIZE", "blur_kernels", "gaussian_like", "sinc", "stage_kernels"]
 

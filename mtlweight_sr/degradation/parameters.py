@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .columns import COLUMNS, NOISE_TYPES
-from .space import (
+from mtlweight_sr.degradation.columns import COLUMNS, NOISE_TYPES
+from mtlweight_sr.degradation.space import (
     FAMILIES,
     MODES,
     REALESRGAN_X2,

@@ -8,14 +8,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .blur import blur
-from .columns import NOISE_TYPES
-from .jpeg import JpegMode, jpeg
-from .kernels import SIZE, stage_kernels
-from .noise import gaussian_noise, poisson_noise
-from .parameters import DegradationParameters, FinalParameters, StageParameters
-from .resize import resize_by, resize_to
-from .space import MODES
+from mtlweight_sr.degradation.blur import blur
+from mtlweight_sr.degradation.columns import NOISE_TYPES
+from mtlweight_sr.degradation.jpeg import JpegMode, jpeg
+from mtlweight_sr.degradation.kernels import SIZE, stage_kernels
+from mtlweight_sr.degradation.noise import gaussian_noise, poisson_noise
+from mtlweight_sr.degradation.parameters import (
+    DegradationParameters,
+    FinalParameters,
+    StageParameters,
+)
+from mtlweight_sr.degradation.resize import resize_by, resize_to
+from mtlweight_sr.degradation.space import MODES
 
 __all__ = ["degrade"]
 

@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from .space import MODES
+from mtlweight_sr.degradation.space import MODES
 
 __all__ = ["resize_by", "resize_to"]
 

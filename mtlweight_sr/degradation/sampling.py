@@ -9,10 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .columns import COLUMNS, NOISE_TYPES, Branch, branches
-from .parameters import DegradationParameters, FinalParameters, StageParameters
-from .philox import as_ids, uniforms, words
-from .space import DegradationSpace
+from mtlweight_sr.degradation.columns import COLUMNS, NOISE_TYPES, Branch, branches
+from mtlweight_sr.degradation.parameters import (
+    DegradationParameters,
+    FinalParameters,
+    StageParameters,
+)
+from mtlweight_sr.degradation.philox import as_ids, uniforms, words
+from mtlweight_sr.degradation.space import DegradationSpace
 
 __all__ = ["ROW", "draw_cube", "draw_rows", "draw_seeds", "parameters_from_cube"]
 

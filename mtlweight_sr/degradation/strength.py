@@ -13,10 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-from .columns import NOISE_TYPES
-from .kernels import SIZE, stage_kernels
-from .parameters import DegradationParameters, StageParameters
-from .space import MODES
+from mtlweight_sr.degradation.columns import NOISE_TYPES
+from mtlweight_sr.degradation.kernels import SIZE, stage_kernels
+from mtlweight_sr.degradation.parameters import DegradationParameters, StageParameters
+from mtlweight_sr.degradation.space import MODES
 
 __all__ = ["effective_blur", "effective_noise"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Self
 
-from .boxes import Box, Wanted, boxes_where, intersections, is_range, merged
-from .columns import NAMES, branches
-from .space import DegradationSpace
+from mtlweight_sr.degradation.boxes import Box, Wanted, boxes_where, intersections, is_range, merged
+from mtlweight_sr.degradation.columns import NAMES, branches
+from mtlweight_sr.degradation.space import DegradationSpace
 
 __all__ = ["Task", "box_in_words", "task_from_ranges"]
 

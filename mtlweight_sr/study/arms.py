@@ -165,7 +165,9 @@ def parse_options(settings: Iterable[str], strategies: Iterable[str]) -> Options
         having = [name for name in owners if name in chosen and option in option_names(name)]
         if not having:
             known = "; ".join(f"{name}: {', '.join(option_names(name))}" for name in chosen)
-            raise ValueError(f"No chosen strategy has the option {path.strip()!r}. There are {known}.")
+            raise ValueError(
+                f"No chosen strategy has the option {path.strip()!r}. There are {known}."
+            )
         for name in having:
             options[name][option] = _value(value.strip())
     return {name: found for name, found in options.items() if found}

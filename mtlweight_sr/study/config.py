@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -52,7 +52,7 @@ class AblationConfig(BaseModel):
             initialisation, order of images and crops.
         references: JSON file of single-task references; None trains them where a strategy needs
             them, with the first seed.
-        lpips: network of the perceptual distance; None leaves it out.
+        lpips: network of the perceptual distance, or `"none"`.
         lpips_backbone: file of its features; None looks into torchvision's cache.
         out: folder of the results.
         notes: remarks for the report.
@@ -76,7 +76,7 @@ class AblationConfig(BaseModel):
     training: TrainingSettings
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     references: Path | None = None
-    lpips: Backbone | None = "alex"
+    lpips: Backbone | Literal["none"] = "alex"
     lpips_backbone: Path | None = None
     out: Path = Path("results")
     notes: tuple[str, ...] = ()
@@ -106,9 +106,8 @@ class AblationConfig(BaseModel):
         self.model.build(0)
         if (self.data is None) != (self.val is None):
             raise ValueError("`data` and `val` must both be given, or none: they must not overlap")
-        if self.data is not None and self.val is not None:
-            if self.data.resolve() == self.val.resolve():
-                raise ValueError(f"`data` and `val` must be different folders, got {self.data} twice")
+        if self.data and self.val and self.data.resolve() == self.val.resolve():
+            raise ValueError(f"`data` and `val` must be different folders, got {self.data} twice")
         if self.training.crop % self.model.scale:
             raise ValueError(
                 f"`crop` must be a multiple of the scale {self.model.scale}, got "

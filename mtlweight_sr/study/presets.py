@@ -17,6 +17,7 @@ _DEMO: Preset = {
     "gamma": 4.0,
     "seeds": 1,
     "scale": 2,
+    "val_crop": 256,
     "model": {"srresnet": {"channels": 24, "blocks": 4}, "rrdbnet": {"channels": 16, "blocks": 1}},
     "training": {
         "intervals": 5,
@@ -69,6 +70,6 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({"demo": _DEMO, "small": _SMALL
 r"""`demo`: minutes on two CPU cores, to see every part work; far too short to rank strategies.
 `small`: hours on a GPU or a day on a CPU. `paper`: the published lengths and sizes, for a GPU and
 data of one's own: 80 intervals of 5000 iterations, batch 48, HR crops of 256, the networks in full
-size, Adam with a constant rate of $2 \cdot 10^{-4}$ (that of Real-ESRNet, which also trains on L1 alone)
-and betas (0.9, 0.99), a moving average of 0.999. $\gamma$ is not in the paper: 2, or 4 where gaps
-are small (both ours)."""
+size, Adam with betas (0.9, 0.99) and a constant rate of $2 \cdot 10^{-4}$ (that of Real-ESRNet,
+which also trains on L1 alone), a moving average of 0.999. $\gamma$ is not in the paper: 2, or 4
+where gaps are small (both ours)."""

@@ -127,7 +127,7 @@ def cell_probabilities() -> np.ndarray:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_mixture_is_the_original_distribution(name: str) -> None:
     tasks = preset(name)
-    n = 4000 if name == "physical4" else 80_000
+    n = 3000 if name == "physical4" else 80_000
     p = mixture(tasks, n, seed=21)
     probabilities = cell_probabilities()
     counts = np.bincount(cells(p), minlength=512)

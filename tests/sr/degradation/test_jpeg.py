@@ -22,17 +22,36 @@ def levels(image: Tensor) -> np.ndarray:
     return (image * 255).round().permute(1, 2, 0).numpy().astype(int)
 
 
+def distance(images: Tensor, quality: int) -> np.ndarray:
+    """|ours - Pillow's| in levels, `[B, H, W, 3]`."""
+    got = jpeg(images, torch.full((len(images),), float(quality)))
+    pairs = zip(got, images, strict=True)
+    return np.stack([np.abs(levels(m) - through_pil(x, quality)) for m, x in pairs])
+
+
+@pytest.mark.parametrize("size", [(256, 256), (255, 241), (250, 242), (225, 239)])
 @pytest.mark.parametrize(
-    "size", [(256, 256), (255, 241), (225, 239), (240, 33), (17, 16), (15, 250)]
+    ("quality", "mean"), [(30, 0.06), (42, 0.07), (50, 0.07), (75, 0.08), (95, 0.14)]
 )
-def test_libjpeg_mode_follows_pillow(photographs: Tensor, size: tuple[int, int]) -> None:
-    images = photographs[..., : size[0], : size[1]]
-    for quality in (30, 42, 50, 75, 95):
-        got = jpeg(images, torch.full((4,), float(quality)))
-        pairs = zip(got, images, strict=True)
-        difference = np.stack([np.abs(levels(m) - through_pil(x, quality)) for m, x in pairs])
-        assert (difference <= 1).mean() >= 0.96, quality
-        assert difference.mean() <= 0.3, quality
+def test_libjpeg_mode_follows_pillow(
+    photographs: Tensor, size: tuple[int, int], quality: int, mean: float
+) -> None:
+    difference = distance(photographs[..., : size[0], : size[1]], quality)
+    assert (difference <= 1).mean() >= 0.975
+    assert difference.mean() <= mean
+    # The last row and column depend on how whole blocks are filled up.
+    border = np.concatenate([difference[:, -1].ravel(), difference[:, :, -1].ravel()])
+    assert border.mean() <= 0.15
+
+
+@pytest.mark.parametrize("size", [(240, 33), (17, 16), (15, 250), (2, 2), (1, 1), (18, 36)])
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_libjpeg_mode_follows_pillow_on_small_images(
+    photographs: Tensor, size: tuple[int, int], quality: int
+) -> None:
+    difference = distance(photographs[..., : size[0], : size[1]], quality)
+    assert (difference <= 1).mean() >= 0.95
+    assert difference.mean() <= 0.3
 
 
 def test_libjpeg_mode_follows_pillow_at_both_ends(photographs: Tensor) -> None:

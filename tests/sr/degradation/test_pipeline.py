@@ -141,6 +141,30 @@ def test_noise_arrives_in_the_image(kind: str, stage: str) -> None:
     assert abs(residual.mean().item()) < 5 * sigma / residual.numel() ** 0.5 + 0.1 / 255
 
 
+def test_the_two_stages_draw_different_fields() -> None:
+    """Where both stages have the same size, equal fields would add up to twice the deviation."""
+    loud = {"gaussian": 1.0, "sigma": (10.0, 10.0), "gray": 0.0}
+    quiet = {"blur": OFF, "jpeg": OFF, "noise": loud}
+    quarter = {"up": 0.0, "down": 1.0, "keep": 0.0, "down_range": (0.25, 0.25)}
+    space = changed(
+        first={**quiet, "resize": quarter},
+        second={**quiet, "resize": IDENTITY},
+        final={"sinc": 0.0},
+    )
+    hr = torch.full((4, 3, 256, 256), 0.5)
+    residual = degrade(hr, drawn(4, space)) - 0.5
+    assert residual.std().item() == pytest.approx(2**0.5 * 10 / 255, rel=0.03)
+
+
+def test_noise_is_cut_off_before_anything_else() -> None:
+    """Black plus noise, averaged: half of the noise is gone before the average, not after it."""
+    loud = {"gaussian": 1.0, "sigma": (20.0, 20.0), "gray": 0.0}
+    off = {"blur": OFF, "resize": {**IDENTITY, "modes": (1, 0, 0)}, "jpeg": OFF}
+    space = changed(first={**off, "noise": loud}, second={**off, "noise": OFF}, final={"sinc": 0.0})
+    mean = degrade(torch.zeros(2, 3, 128, 128), drawn(2, space)).mean().item()
+    assert mean == pytest.approx(20 / 255 / (2 * torch.pi) ** 0.5, rel=0.03)
+
+
 @pytest.mark.parametrize("mode", ["libjpeg", "basicsr"])
 def test_a_sample_is_the_same_alone_and_in_any_batch(photographs: Tensor, mode: str) -> None:
     hr = photographs[..., :96, :64].repeat(6, 1, 1, 1)

@@ -1,0 +1,125 @@
+"""What a user sees while an ablation runs."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as ProgressTask
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from mtlweight_sr.study.results import Table
+from mtlweight_sr.training import IntervalRecord, Observer, Trainer
+
+__all__ = ["Display", "print_table"]
+
+
+class _Rate(ProgressColumn):
+    """Steps per second."""
+
+    def render(self, task: ProgressTask) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} steps/s", style="progress.data.speed")
+
+
+class Display(Observer):
+    """A progress bar over all runs, and a line of metrics and weights per interval.
+
+    Args:
+        console: where to print.
+
+    Attributes:
+        console: prints above the bar.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._bar: TaskID = self._progress.add_task("starting", total=None)
+        self._label = ""
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def plan(self, steps: int) -> None:
+        """Says how many steps there are to do in all."""
+        self._progress.update(self._bar, total=steps)
+
+    def begin(self, label: str) -> None:
+        """Says what runs next."""
+        self._label = label
+        self._progress.update(self._bar, description=label)
+
+    def skip(self, label: str, steps: int, why: str) -> None:
+        """Says that steps need not be done."""
+        self.console.print(f"[bold]{label}[/]: {why}")
+        self._progress.advance(self._bar, steps)
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Counts the steps that an interrupted run has done before."""
+        if trainer.step:
+            self.console.print(f"[bold]{self._label}[/]: goes on from step {trainer.step}")
+            self._progress.advance(self._bar, trainer.step)
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Moves the bar."""
+        self._progress.advance(self._bar)
+
+    def on_interval(self, trainer: Trainer, record: IntervalRecord) -> None:
+        """Prints the metrics of the interval, and the weights it was trained with."""
+        psnr = "  ".join(f"{task} {value:.2f}" for task, value in record.psnr.items())
+        line = f"[bold]{self._label}[/] {record.interval}/{trainer.settings.intervals}  {psnr} dB"
+        if len(record.weights) > 1:
+            shares = record.shares(trainer.settings.spend)
+            line += "  [dim]shares[/] " + " ".join(f"{share:.2f}" for share in shares.values())
+        if record.skipped:
+            line += f"  [red]{record.skipped} steps skipped[/]"
+        self.console.print(line, highlight=False)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Prints a table: the best bold, the second best underlined; in two lines a row if need be."""
+    shown = _rich_table(table, " ")
+    if console.measure(shown).maximum > console.width:
+        shown = _rich_table(table, "\n")
+    console.print(shown)
+
+
+def _rich_table(table: Table, gap: str) -> RichTable:
+    styles = {"": "", "best": "bold green", "second": "underline"}
+    shown = RichTable(title=table.title, title_justify="left")
+    shown.add_column("strategy")
+    for column in table.columns:
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in table.rows:
+        texts = [
+            Text(
+                table.text(row, column).replace(" ±", f"{gap}±"),
+                style=styles[table.mark(row, column)],
+            )
+            for column in table.columns
+        ]
+        shown.add_row(Text(row.label), *texts, style="" if row.ranked else "dim")
+    return shown

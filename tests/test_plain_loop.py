@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import mtlweight
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "plain_loop.py"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *names: str) -> str:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *names])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(mtlweight.available()))
+def test_every_strategy_learns_the_three_tasks(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = run(monkeypatch, capsys, name).split("\n")
+    assert lines[1].split() == [name, "digit", "weight", "odd", "weight", "ink", "weight"]
+    last = [float(number) for number in lines[9].split()[2:]]
+    digit, odd, ink = last[::2]
+    assert digit > 0.85
+    assert odd > 0.85
+    assert ink > 0.8
+    assert all(weight > 0 for weight in last[1::2])
+
+
+def test_several_names_give_several_tables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run(monkeypatch, capsys, "equal", "dwa")
+    assert output.count("epoch 8") == 2
+
+
+def test_an_unknown_name_lists_the_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match="Did you mean 'dwa'"):
+        run(monkeypatch, capsys, "dwaa")
