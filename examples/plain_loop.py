@@ -23,14 +23,22 @@ OPTIONS = {"references": [0.98, 0.98, 0.95], "weights": [0.2, 0.3, 0.5]}
 def losses_of(outputs: Tensor, digit: Tensor, ink: Tensor) -> dict[str, Tensor]:
     """The losses, by task."""
     odd = F.binary_cross_entropy_with_logits(outputs[:, 10], (digit % 2).float())
-    return {"digit": F.cross_entropy(outputs[:, :10], digit), "odd": odd, "ink": F.mse_loss(outputs[:, 11], ink)}
+    return {
+        "digit": F.cross_entropy(outputs[:, :10], digit),
+        "odd": odd,
+        "ink": F.mse_loss(outputs[:, 11], ink),
+    }
 
 
 def metrics_of(outputs: Tensor, digit: Tensor, ink: Tensor) -> dict[str, float]:
     """Two accuracies and the share of variance explained: at most 1, and larger is better."""
     digits, odd = outputs[:, :10].argmax(1) == digit, (outputs[:, 10] > 0) == (digit % 2 == 1)
     explained = (1 - F.mse_loss(outputs[:, 11], ink) / ink.var(correction=0)).clamp(0, 1)
-    return {"digit": float(digits.float().mean()), "odd": float(odd.float().mean()), "ink": float(explained)}
+    return {
+        "digit": float(digits.float().mean()),
+        "odd": float(odd.float().mean()),
+        "ink": float(explained),
+    }
 
 
 def main(name: str, epochs: int = 10) -> None:
@@ -40,7 +48,9 @@ def main(name: str, epochs: int = 10) -> None:
     image = pixels.float() / 16
     ink = (image.sum(1) - image.sum(1).mean()) / image.sum(1).std()
     train, val = torch.randperm(len(image)).split([1400, 397])
-    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 12))
+    model = nn.Sequential(
+        nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 12)
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     needed = mtlweight.options.options_of(mtlweight.available()[name]).model_fields
     strategy = mtlweight.build(name, TASKS, **{k: v for k, v in OPTIONS.items() if k in needed})
@@ -54,7 +64,10 @@ def main(name: str, epochs: int = 10) -> None:
         with torch.no_grad():
             metrics = metrics_of(model(image[val]), digit[val], ink[val])
         strategy.end_epoch(metrics)
-        print(f"epoch {epoch + 1:<2}" + "".join(f"{metrics[t]:9.3f}{strategy.named_weights[t]:9.3f}" for t in TASKS))
+        print(
+            f"epoch {epoch + 1:<2}"
+            + "".join(f"{metrics[t]:9.3f}{strategy.named_weights[t]:9.3f}" for t in TASKS)
+        )
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ class Step:
         local: Which of the n this rank holds.
         values: The losses it holds, attached to the network, `[m]`.
         roots: What the gradient of each is taken of.
-        slopes: The derivative of each value by its root, `[m]`.
+        slopes: The derivative of each value by its root, `[m]`; None where it is one.
         factors: What this rank multiplies its losses with, so that the mean of the ranks' gradients
-            is the gradient of `seen`, `[m]`.
+            is the gradient of `seen`, `[m]`; None where that is one.
     """
 
     index: list[int]
@@ -37,12 +37,21 @@ class Step:
     local: Index
     values: Tensor
     roots: list[Root]
-    slopes: Tensor
-    factors: Tensor
+    slopes: Tensor | None = None
+    factors: Tensor | None = None
+
+    @property
+    def scales(self) -> Tensor | None:
+        """What the gradient of each root is multiplied with, `[m]`; None for one."""
+        if self.slopes is None or self.factors is None:
+            return self.factors if self.slopes is None else self.slopes
+        return self.slopes * self.factors
 
     def attach(self, value: Tensor, weights: Tensor) -> Tensor:
         """Returns a scalar worth `value` whose gradient is the sum of weight `[n]` x loss."""
-        slope = weights[self.local] * self.factors
+        slope = weights[self.local]
+        if self.factors is not None:
+            slope = slope * self.factors
         return value + (slope * (self.values - self.values.detach())).sum()
 
 
@@ -109,8 +118,7 @@ def read_losses(tasks: tuple[str, ...], losses: Losses, *, training: bool) -> St
     values = torch.stack([loss.reshape(()).to(dtype) for loss in named.values()])
     index = [tasks.index(name) for name in named]
     roots = _roots(losses, named) if training else []
-    ones = torch.ones_like(values)
-    return Step(index, values.detach(), slice(None), values, roots, ones, ones)
+    return Step(index, values.detach(), slice(None), values, roots)
 
 
 def _check_type(name: str, loss: Any) -> None:
@@ -184,13 +192,14 @@ def _is_freed(loss: Tensor) -> bool:
         if not queue:
             return False
         node = queue.pop(0)
-        for attribute in _saved_tensors(type(node)):
-            try:
-                saved = getattr(node, attribute)
-            except RuntimeError as error:
-                return "second time" in str(error) or "freed" in str(error)
-            if isinstance(saved, Tensor):
+        for name in _saved_tensors(type(node)):
+            # Raw, since unpacking would recompute a checkpointed network, or fetch it from disk.
+            if getattr(node, f"_raw_saved_{name}").data is not None:
                 return False
+            try:
+                getattr(node, f"_saved_{name}")  # None where nothing had to be saved
+            except RuntimeError:
+                return True
         queue.extend(following for following, _ in node.next_functions if following is not None)
     return False
 
@@ -200,7 +209,10 @@ _SAVED: dict[type, list[str]] = {}
 
 def _saved_tensors(node_type: type) -> list[str]:
     if node_type not in _SAVED:
-        _SAVED[node_type] = [name for name in dir(node_type) if name.startswith("_saved_")]
+        prefix = "_raw_saved_"
+        names = [name.removeprefix(prefix) for name in dir(node_type) if name.startswith(prefix)]
+        # A list of tensors has a raw attribute too, but not one to ask.
+        _SAVED[node_type] = [name for name in names if name not in ("tensors", "indices")]
     return _SAVED[node_type]
 
 

@@ -45,7 +45,9 @@ class RunningMean(nn.Module):
 
 
 class Adam(nn.Module):
-    r"""Adam on one number per task, with the gradient given; absent tasks stand still.
+    r"""Adam on one number per task, with the gradient given, within [-10, 10].
+
+    Absent tasks stand still.
 
     $$m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
     x \leftarrow x - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)$$
@@ -69,7 +71,8 @@ class Adam(nn.Module):
     def step(self, x: Tensor, present: Index, gradient: Tensor) -> Tensor:
         """Returns `x` `[T]` after one step along the gradient `[n]` of the present tasks."""
         beta1, beta2 = self.betas
-        gradient = gradient.to(x.dtype)
+        # One spike must not fill the second moment for good. Its scale does not matter to Adam.
+        gradient = gradient.to(x.dtype).clamp(-10, 10)
         count = self.counts[present] + 1
         first = torch.lerp(gradient, self.first[present], beta1)
         second = torch.lerp(gradient.square(), self.second[present], beta2)

@@ -44,7 +44,7 @@ class Strategy(Stateful, ABC):
     per epoch: a pass over the data, or the steps between two validations. Autocast, gradient
     scaling, accumulation, `backward` and the optimizer stay in the training loop. What a strategy
     does not read it ignores, so the same loop runs them all. In `eval()` it draws and records
-    nothing, and returns the losses weighted as they were last.
+    nothing, and returns the losses weighted as on average in this epoch.
 
     Args:
         tasks: The names of the tasks, or their number.
@@ -87,6 +87,11 @@ class Strategy(Stateful, ABC):
     def named_weights(self) -> dict[str, float]:
         """The weights by task name; waits for the device."""
         return dict(zip(self.tasks, self.weights.tolist(), strict=True))
+
+    @property
+    def waits(self) -> bool:
+        """Whether each step waits for the device anyway."""
+        return False
 
     @property
     def nonnegative_losses(self) -> bool:
@@ -132,20 +137,24 @@ class Strategy(Stateful, ABC):
         if step.values.device != self.weights.device:
             self._follow(step.values.device)
         if not self.training:
-            return (self.weights[step.index] * step.values).sum()
+            weights = self.epoch_weights.mean(default=self.weights)
+            return (weights[step.index] * step.values).sum()
         self.late_errors.raise_ready()
         with _no_autocast(step.values.device), self.undone_if_refused():
-            total, _ = self.advance(average_over_ranks(self.num_tasks, step, numbers), shared)
+            step = average_over_ranks(self.num_tasks, step, numbers)
+            good = self._check_values(step)
+            before = None if good is None else self.buffers_now()
+            total, _ = self.advance(step, shared)
+            if good is not None and before is not None:
+                self.keep_if(good, before)
         return total
 
     def advance(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
-        """Takes one step: checks its losses, weighs them, and records what was done.
+        """Takes one step on losses that are good: weighs them, and records what was done.
 
         Returns the scalar, and the weights of the n tasks present on any rank. For wrappers, which
         call it on the strategy within.
         """
-        good = self._check_values(step)
-        before = None if good is None else self.buffers_now()
         if len(step.index) < self.num_tasks:
             self.present = torch.tensor(step.index, device=step.seen.device)
         try:
@@ -154,8 +163,6 @@ class Strategy(Stateful, ABC):
             self.epoch_weights.add(self.present, weights)
         finally:
             self.present = slice(None)
-        if good is not None and before is not None:
-            self.keep_if(good, before)
         self.step += 1
         return total, weights
 
@@ -188,10 +195,10 @@ class Strategy(Stateful, ABC):
     def _check_values(self, step: Step) -> Tensor | None:
         """Refuses bad losses at once where that costs no wait, else returns a flag of good ones."""
         index, seen = step.index, step.seen
-        limit = torch.finfo(seen.dtype).max ** 0.5
+        limit = min(torch.finfo(seen.dtype).max ** 0.5, 1e30)  # what float32 sums can hold
         lowest = 0.0 if self.nonnegative_losses else -limit
         good: Tensor = ((seen <= limit) & (seen >= lowest)).all()
-        if seen.is_cpu or self.check == "now":
+        if seen.is_cpu or self.check == "now" or self.waits:
             if not good:
                 raise ValueError(describe_bad_loss(self.tasks, index, seen, limit, lowest))
             return None
@@ -247,7 +254,7 @@ class Strategy(Stateful, ABC):
         gradients = task_gradients(
             step.roots,
             names,
-            step.slopes * step.factors,
+            step.scales,
             shared,
             step.index,
             self.shared_leaves,
@@ -384,6 +391,11 @@ class _ReadsGradients(Strategy):
         return torch.ones_like(weights)
 
     @property
+    def waits(self) -> bool:
+        """Each step waits: the T x T problem is solved on the host."""
+        return True
+
+    @property
     def weights_heads(self) -> bool:
         """Whether every parameter gets the weighted sum, so that the weights tell all."""
         return self.heads == "weighted" or (self.heads == "paper" and self.paper_weights_heads)
@@ -440,6 +452,11 @@ class GradientStrategy(_ReadsGradients):
     def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
         # Its gradient is no weighted sum of losses, so every leaf needs the pass of each task.
         gradients, gram = self._gradients(step, shared, weighted_heads=False)
+        if gradients.split_over_ranks:
+            raise ValueError(
+                f"{type(self).__name__} builds the gradient of what is shared, and each rank holds "
+                "the features of its own samples only: give `shared=encoder.parameters()`, or nothing."
+            )
         weights, combined = self.combine(gradients.rows, step.seen)
         if self.rescale != "none":
             goal = torch.tensor(1.0 if self.rescale == "one" else float(self.num_tasks))

@@ -5,7 +5,6 @@ The only file that calls `torch.autograd.grad` on the network.
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -107,6 +106,11 @@ class TaskGradients:
     own_gradients: list[list[Tensor | None]]
     complete: bool
 
+    @property
+    def split_over_ranks(self) -> bool:
+        """Whether each rank holds a part of the rows: those of the features of its own samples."""
+        return world_size() > 1 and not _all_leaves(self.shared)
+
     def gram(self) -> Tensor:
         """Returns the inner products of the task gradients over all ranks, `[n, n]`, float64, host.
 
@@ -119,7 +123,7 @@ class TaskGradients:
         for piece in torch.split(self.rows, 1 << 16, dim=1):
             piece = piece.to(wide)
             gram += piece @ piece.T
-        if not _all_leaves(self.shared):  # each rank has the features of its own samples
+        if self.split_over_ranks:
             gram = sum_over_ranks(gram) / world_size() ** 2
         gram = gram.double().cpu()
         norms = gram.diagonal().sqrt()
@@ -165,7 +169,7 @@ class _Carry(torch.autograd.Function):
 def task_gradients(
     roots: Sequence[Root],
     names: Sequence[str],
-    factors: Tensor,
+    scales: Tensor | None,
     shared: Shared | None,
     index: Sequence[int],
     known: SharedLeaves,
@@ -177,7 +181,7 @@ def task_gradients(
     Args:
         roots: The losses of the n tasks present.
         names: Their names.
-        factors: What multiplies each gradient, `[n]`.
+        scales: What each gradient is multiplied with, `[n]`; None for one.
         shared: What the tasks share, parameters or features; by default the leaves of the graph
             that two tasks reach.
         index: The numbers of the n tasks.
@@ -193,19 +197,18 @@ def task_gradients(
     given = None if shared is None else _as_list(shared)
     stops = [t for t in given or [] if not t.is_leaf]
     masks = reached_leaves(roots, stops)
+    taken: list[dict[int, Tensor]] = [{} for _ in roots]  # by the identity of the leaf
     if given is None:
+        if _elements_of_a_vector(roots):
+            # In the graph each element depends on every head, so only the gradients can tell.
+            for task, root in enumerate(roots):
+                _take(taken[task], root, [leaf for leaf, _ in masks], names[task])
+            masks = _moved(masks, taken)
         known.forget_dead()
         for leaf, mask in masks:
             known.see(leaf, sum(1 << index[i] for i in range(len(roots)) if mask >> i & 1))
         known.check_expected()
         points = list(known)
-        if not points and len(roots) > 1:
-            warnings.warn(
-                f"The losses of {', '.join(names)} share no trainable leaf, so their gradients "
-                "can't "
-                "conflict. Give `shared=` if the graph hides what they share.",
-                stacklevel=2,
-            )
     else:
         # What was trainable once keeps its place, so that memories of gradients still fit.
         for tensor in given:
@@ -222,26 +225,33 @@ def task_gradients(
         outside = []
 
     ends = list(accumulate(tensor.numel() for tensor in points))
-    starts = [end - t.numel() for end, t in zip(ends, points, strict=True) if t.requires_grad]
-    trainable = [tensor for tensor in points if tensor.requires_grad]
-    like = points[0] if points else factors
+    like = points[0] if points else next((leaf for leaf, _ in masks), None)
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in points) else torch.float32
-    rows = torch.zeros(len(roots), ends[-1] if ends else 0, dtype=dtype, device=like.device)
+    rows = torch.zeros(
+        len(roots),
+        ends[-1] if ends else 0,
+        dtype=dtype,
+        device=None if like is None else like.device,
+    )
     own_gradients: list[list[Tensor | None]] = [[None] * len(roots) for _ in outside]
     unused = True
     for task, root in enumerate(roots):
-        mine = [i for i, (_, mask) in enumerate(outside) if mask >> task & 1]
-        inputs = [*trainable, *(outside[i][0] for i in mine)]
-        if not inputs:
-            continue
-        gradients = _grad(root, inputs, names[task], factors[task])
-        for start, tensor, gradient in zip(starts, trainable, gradients, strict=False):
+        trainable = [tensor for tensor in points if tensor.requires_grad]
+        mine = [leaf for leaf, mask in outside if mask >> task & 1]
+        if not taken[task]:
+            _take(taken[task], root, [*trainable, *mine], names[task])
+        for end, tensor in zip(ends, points, strict=True):
+            gradient = taken[task].get(id(tensor))
             if gradient is not None:
                 unused = False
-                dense = gradient.to_dense() if gradient.is_sparse else gradient
-                rows[task, start : start + tensor.numel()].copy_(dense.reshape(-1))
-        for i, gradient in zip(mine, gradients[len(trainable) :], strict=True):
-            own_gradients[i][task] = gradient
+                rows[task, end - tensor.numel() : end].copy_(gradient.reshape(-1))
+        for i, (leaf, mask) in enumerate(outside):
+            gradient = taken[task].get(id(leaf)) if mask >> task & 1 else None
+            if gradient is not None:
+                own_gradients[i][task] = gradient if scales is None else scales[task] * gradient
+        taken[task].clear()
+    if scales is not None:
+        rows *= scales.to(rows)[:, None]
     if given is not None and unused:
         raise ValueError(
             f"None of the losses of {', '.join(names)} depends on `shared`: give the very "
@@ -340,18 +350,42 @@ def _refuse_overlap(features: Sequence[Tensor], masks: Sequence[tuple[Tensor, in
             )
 
 
-def _grad(
-    root: Root, inputs: Sequence[Tensor], name: str, factor: Tensor
-) -> tuple[Tensor | None, ...]:
-    start = None
-    if isinstance(root, Tensor):
-        start = factor.to(root.dtype).reshape(root.shape)
-        outputs: Any = root
-    else:
-        start, outputs = factor, [root]
+def _elements_of_a_vector(roots: Sequence[Root]) -> bool:
+    """Tells whether the losses came as one tensor that was not stacked from them."""
+    nodes = [root.grad_fn for root in roots if isinstance(root, Tensor)]
+    return len(nodes) > 1 and nodes[0] is not None and all(node is nodes[0] for node in nodes)
+
+
+def _moved(
+    masks: Sequence[tuple[Tensor, int]], taken: Sequence[dict[int, Tensor]]
+) -> list[tuple[Tensor, int]]:
+    """Returns the leaves with the tasks that have a gradient other than zero there."""
+    flags = torch.stack(
+        [
+            torch.stack(
+                [g[id(leaf)].any() if id(leaf) in g else torch.tensor(False) for g in taken]
+            )
+            for leaf, _ in masks
+        ]
+    ).tolist()
+    return [
+        (leaf, sum(1 << task for task, moves in enumerate(row) if moves))
+        for (leaf, _), row in zip(masks, flags, strict=True)
+    ]
+
+
+def _take(taken: dict[int, Tensor], root: Root, inputs: Sequence[Tensor], name: str) -> None:
+    """Adds the gradients of a root to what was taken, without those that don't exist."""
+    if not inputs:
+        return
+    start = None if isinstance(root, Tensor) else [torch.ones((), device=inputs[0].device)]
     try:
-        return torch.autograd.grad(
-            outputs, inputs, grad_outputs=start, retain_graph=True, allow_unused=True
+        gradients = torch.autograd.grad(
+            [root],  # type: ignore[arg-type]
+            inputs,
+            grad_outputs=start,
+            retain_graph=True,
+            allow_unused=True,
         )
     except RuntimeError as error:
         reason = str(error)
@@ -367,3 +401,6 @@ def _grad(
         else:
             raise
         raise RuntimeError(f"The gradient of task {name!r} can't be taken: {hint}.") from error
+    for tensor, gradient in zip(inputs, gradients, strict=True):
+        if gradient is not None:
+            taken[id(tensor)] = gradient.to_dense() if gradient.is_sparse else gradient

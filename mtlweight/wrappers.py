@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlweight.inputs import Metrics, Step
-from mtlweight.options import NonNegative
+from mtlweight.options import NonNegative, OptionError
 from mtlweight.strategy import Strategy
 from mtlweight.task_gradients import Shared
 
@@ -26,6 +26,7 @@ class LogLosses(Strategy):
         epsilon: $\epsilon$, in the unit of the losses.
 
     Raises:
+        OptionError: `inner` takes logarithms itself.
         ValueError: A loss is negative.
 
     Source: Lin et al., *Dual-balancing for multi-task learning*, arXiv 2308.12029, section 3.1,
@@ -33,9 +34,23 @@ class LogLosses(Strategy):
     """
 
     def __init__(self, inner: Strategy, *, epsilon: NonNegative = 1e-8) -> None:
+        if not isinstance(inner, Strategy):
+            raise OptionError(
+                f"LogLosses feeds a strategy, got {inner!r}: write LogLosses(PCGrad(tasks))."
+            )
+        if inner.nonnegative_losses:
+            raise OptionError(
+                f"{type(inner).__name__} takes logarithms itself, and those of losses below one "
+                "are negative: use it without LogLosses."
+            )
         super().__init__(inner.tasks)
         self.inner = inner
         self.epsilon = epsilon
+
+    @property
+    def waits(self) -> bool:
+        """Whether the inner strategy does."""
+        return self.inner.waits
 
     @property
     def nonnegative_losses(self) -> bool:
@@ -50,12 +65,14 @@ class LogLosses(Strategy):
         self.weights = self.weights * changed
 
     def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
-        slopes = 1 / (step.values.detach() + self.epsilon)
+        seen = (step.seen + self.epsilon).log()
+        # The slope of the logarithm at the mean over ranks, which this rank's loss is a part of.
+        slopes = 1 / (step.seen[step.local] + self.epsilon)
         logs = replace(
             step,
-            seen=(step.seen + self.epsilon).log(),
-            values=(step.values + self.epsilon).log(),
-            slopes=step.slopes * slopes,
+            seen=seen,
+            values=seen[step.local] + slopes * (step.values - step.values.detach()),
+            slopes=slopes if step.slopes is None else step.slopes * slopes,
         )
         total, weights = self.inner.advance(logs, shared)
         return total, weights / (step.seen + self.epsilon)

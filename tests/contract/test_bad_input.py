@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import mtlweight
 
-from .strategies import (
+from tests.contract.strategies import (
     BY_NAME,
     CASES,
     TASKS,

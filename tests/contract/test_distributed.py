@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .strategies import (
+from tests.contract.strategies import (
     BY_NAME,
     CASES,
     OF_GRADIENTS,

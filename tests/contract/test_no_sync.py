@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mtlweight import Strategy
 from mtlweight.late_errors import LateErrors
 
-from .strategies import (
+from tests.contract.strategies import (
     BY_NAME,
     CASES,
     OF_LOSSES,

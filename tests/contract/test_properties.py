@@ -13,7 +13,7 @@ from torch import Tensor
 from mtlweight import DBMTL, MGDA, AvgNorm, PCGrad, Strategy
 from mtlweight.solvers import min_norm_point
 
-from .strategies import (
+from tests.contract.strategies import (
     BY_NAME,
     CASES,
     OF_GRADIENTS,

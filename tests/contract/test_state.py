@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from mtlweight import DBMTL, DWA, RLW, LogLosses, Strategy
 
-from .strategies import (
+from tests.contract.strategies import (
     CASES,
     TASKS,
     Case,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import mtlweight
 
-from .strategies import CASES, REGISTERED, TASKS
+from tests.contract.strategies import CASES, REGISTERED, TASKS
 
 
 def test_every_registered_strategy_is_in_the_table() -> None:

@@ -28,7 +28,7 @@ from mtlweight import (
     PCGrad,
 )
 
-from .strategies import (
+from tests.contract.strategies import (
     BY_NAME,
     CASES,
     OF_GRADIENTS,

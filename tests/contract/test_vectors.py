@@ -27,7 +27,7 @@ from mtlweight import (
     Strategy,
 )
 
-from .strategies import plane, solve
+from tests.contract.strategies import plane, solve
 
 J3 = torch.tensor([[3, 1, 0, 0], [-1, 2, 1, 0], [0, -1, 2, 2]], dtype=torch.float64)
 J2 = torch.tensor([[1, 0], [-1, 1]], dtype=torch.float64)
