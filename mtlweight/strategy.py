@@ -455,7 +455,7 @@ class GradientStrategy(_ReadsGradients):
         if gradients.split_over_ranks:
             raise ValueError(
                 f"{type(self).__name__} builds the gradient of what is shared, and each rank holds "
-                "the features of its own samples only: give `shared=encoder.parameters()`, or nothing."
+                "the features of its own samples only: give `shared=encoder.parameters()`."
             )
         weights, combined = self.combine(gradients.rows, step.seen)
         if self.rescale != "none":

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mtlweight_sr.data import BundledPhotographs, PhotographFolder, Photographs
-from mtlweight_sr.metrics import Backbone
 from mtlweight_sr.settings import ModelSettings, TrainingSettings
 from mtlweight_sr.study.arms import Arm, Options, build_strategy, needs_references
 from mtlweight_sr.tasks import PRESETS as TASK_PRESETS
@@ -76,7 +75,7 @@ class AblationConfig(BaseModel):
     training: TrainingSettings
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     references: Path | None = None
-    lpips: Backbone | Literal["none"] = "alex"
+    lpips: Literal["alex", "vgg", "squeeze", "none"] = "alex"
     lpips_backbone: Path | None = None
     out: Path = Path("results")
     notes: tuple[str, ...] = ()

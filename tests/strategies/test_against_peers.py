@@ -224,7 +224,7 @@ def test_mgda_of_libmtl(tasks: int, seed: int) -> None:
     peer = libmtl_step("MGDA", rows, mgda_gn="none")
     d, _ = solve(MGDA(tasks), rows)
     assert d.norm() <= peer.norm() + 1e-5
-    assert (d - peer).norm() <= 0.05 * rows.norm(dim=1).min()
+    assert (d - peer).norm() <= 0.15 * rows.norm(dim=1).min()
 
 
 @pytest.mark.parametrize("family", ["random", "conflicting", "scaled"])

@@ -18,13 +18,13 @@ def draws(strategy: RLW, steps: int) -> torch.Tensor:
 
 
 def test_weights_are_equal_on_average() -> None:
-    weights = draws(RLW(3, seed=1), 3000)
-    torch.testing.assert_close(weights.sum(1), torch.ones(3000))
+    weights = draws(RLW(3, seed=1), 1500)
+    torch.testing.assert_close(weights.sum(1), torch.ones(1500))
     assert (weights > 0).all()
-    torch.testing.assert_close(weights.mean(0), torch.full((3,), 1 / 3), atol=0.012, rtol=0)
+    torch.testing.assert_close(weights.mean(0), torch.full((3,), 1 / 3), atol=0.015, rtol=0)
     # softmax of three standard normals: the spread is part of the method
     reference = torch.randn(100_000, 3).softmax(1).std(0)
-    torch.testing.assert_close(weights.std(0), reference, atol=0.012, rtol=0)
+    torch.testing.assert_close(weights.std(0), reference, atol=0.015, rtol=0)
 
 
 def test_steps_and_tasks_are_independent() -> None:

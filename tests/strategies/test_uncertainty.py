@@ -31,11 +31,11 @@ def test_imtl_settles_where_every_loss_is_one() -> None:
 def test_settled_they_do_not_see_scales(build: type, factor: float) -> None:
     scale = torch.tensor([1.0, 1.0, 10.0]).double()
     plain, scaled = build(3), build(3)
-    for _ in range(1500):
+    for _ in range(1000):
         d, _ = solve(plain, J, LOSSES)
         other, _ = solve(scaled, scale[:, None] * J, scale * LOSSES)
-    torch.testing.assert_close(d, factor * 1 / LOSSES, rtol=2e-2, atol=0)
-    torch.testing.assert_close(other, d, rtol=2e-2, atol=0)
+    torch.testing.assert_close(d, factor * 1 / LOSSES, rtol=3e-2, atol=0)
+    torch.testing.assert_close(other, d, rtol=3e-2, atol=0)
 
 
 @pytest.mark.parametrize(("build", "sign"), [(UW, 1.0), (IMTLL, -1.0)])
