@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from mtlweight.distributed import average_over_ranks
+from mtlweight.distributed import average_over_ranks, sum_over_ranks, world_size
 from mtlweight.inputs import (
     Losses,
     Metrics,
@@ -435,10 +435,23 @@ class GramStrategy(_ReadsGradients):
 
 
 class GradientStrategy(_ReadsGradients):
-    """A strategy that reads the task gradients and builds the shared gradient itself."""
+    """A strategy that reads the task gradients and builds the shared gradient itself.
+
+    Attributes:
+        on_features: During a call, whether the gradients are those of features, which are of other
+            samples in each step, so that they can't be remembered.
+    """
 
     def __init__(self, tasks: Tasks, **options: Unpack[GradientOptions]) -> None:
         super().__init__(tasks, **options)
+        self.on_features = False
+
+    def norms(self, rows: Tensor) -> Tensor:
+        """Returns the lengths of gradients `[n, P]`, over all ranks if each has a part, `[n]`."""
+        if self.on_features and world_size() > 1:
+            return sum_over_ranks(rows.square().sum(1)).sqrt() / world_size()
+        lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        return lengths
 
     @abstractmethod
     def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
@@ -452,11 +465,7 @@ class GradientStrategy(_ReadsGradients):
     def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
         # Its gradient is no weighted sum of losses, so every leaf needs the pass of each task.
         gradients, gram = self._gradients(step, shared, weighted_heads=False)
-        if gradients.split_over_ranks:
-            raise ValueError(
-                f"{type(self).__name__} builds the gradient of what is shared, and each rank holds "
-                "the features of its own samples only: give `shared=encoder.parameters()`."
-            )
+        self.on_features = gradients.of_features
         weights, combined = self.combine(gradients.rows, step.seen)
         if self.rescale != "none":
             goal = torch.tensor(1.0 if self.rescale == "one" else float(self.num_tasks))

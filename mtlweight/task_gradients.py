@@ -107,9 +107,9 @@ class TaskGradients:
     complete: bool
 
     @property
-    def split_over_ranks(self) -> bool:
-        """Whether each rank holds a part of the rows: those of the features of its own samples."""
-        return world_size() > 1 and not _all_leaves(self.shared)
+    def of_features(self) -> bool:
+        """Whether they are with respect to features, of which each rank has its own samples'."""
+        return not _all_leaves(self.shared)
 
     def gram(self) -> Tensor:
         """Returns the inner products of the task gradients over all ranks, `[n, n]`, float64, host.
@@ -123,7 +123,7 @@ class TaskGradients:
         for piece in torch.split(self.rows, 1 << 16, dim=1):
             piece = piece.to(wide)
             gram += piece @ piece.T
-        if self.split_over_ranks:
+        if self.of_features:
             gram = sum_over_ranks(gram) / world_size() ** 2
         gram = gram.double().cpu()
         norms = gram.diagonal().sqrt()

@@ -67,7 +67,8 @@ class DBMTL(GradientStrategy):
     d = \max_j \lVert \hat g_j \rVert \sum_i \hat g_i / \lVert \hat g_i \rVert$$
 
     with $\hat g_i = 0$ at the start and $\beta_k = \beta / k^\sigma$ in step k. Heads get $h_i$.
-    Keeps T gradients in memory, also in `state_dict()`, unless $\beta = 0$.
+    Keeps T gradients in memory, also in `state_dict()`, unless $\beta = 0$. Given features, which
+    are of other samples in each step, it goes by the gradients of the step alone (ours).
 
     The paper searches $\beta_k$ in {.1, .5, .9} and {.1, .5, .9} / √k for each data set; its own
     study finds a constant .9, the default of the authors' library, the worst. Ours is .5 / √k.
@@ -114,12 +115,12 @@ class DBMTL(GradientStrategy):
         if not gradients.numel():  # nothing is known to be shared, and all leaves are heads
             return slopes, gradients.sum(0)
         averages = slopes.to(gradients)[:, None] * gradients
-        beta = self.beta / (self.step + 1) ** self.beta_sigma
-        if self.beta > 0:
+        beta = 0.0 if self.on_features else self.beta / (self.step + 1) ** self.beta_sigma
+        if beta > 0:
             past = self._past(gradients)
             averages = torch.lerp(averages, past[self.present], beta)
             self.averages = updated(past, self.present, averages)
-        norms = torch.linalg.vector_norm(averages, dim=1)
+        norms = self.norms(averages)
         # The paper's epsilon, relative to the longest: tiny gradients behave like large ones.
         lengths = norms + self.epsilon * norms.max()
         scales = torch.where(norms > 0, norms.max() / lengths, 1.0)

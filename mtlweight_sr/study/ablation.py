@@ -202,7 +202,7 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
+    if not isinstance(tree, dict):
         return {path: tree}
     return {
         name: leaf
