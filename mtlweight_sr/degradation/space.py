@@ -246,8 +246,7 @@ class DegradationSpace(_Settings):
         final: What brings the image to LR size.
 
     Raises:
-        pydantic.ValidationError: A `ValueError` that names the field, the value and what was
-        expected.
+        pydantic.ValidationError: Names the field, the value and what was expected.
 
     Source: Wang et al., Real-ESRGAN (2021), section 3, and its published training settings.
     """

@@ -51,7 +51,7 @@ def ablation_config(
         gamma: the focus of `focal_achievement`.
         options: as `parse_options` reads them.
         baseline: whether equal weights are run too, to measure gains against.
-        others: further settings of the ablation; those that are None are the preset's or the default.
+        others: further settings; those that are None are the preset's or the default.
 
     Raises:
         ValueError: something is unknown or out of range; the message says what is allowed.
@@ -94,9 +94,7 @@ def ablation_config(
         baseline=equal,
         options=wanted,
         tasks=tasks,
-        model=ModelSettings(
-            name=model, scale=scale, options=base["model"][model] | _numbers(model_options)
-        ),
+        model=_model(model, scale, base["model"][model], model_options),
         training=TrainingSettings(
             **(base["training"] | {k: v for k, v in training.items() if v is not None})
         ),
@@ -116,6 +114,16 @@ def explain(error: BaseException) -> str:
     if not name:
         return message
     return f"`{name}` = {first['input']!r} is refused: {message}."
+
+
+def _model(
+    name: str, scale: int, chosen: Mapping[str, Any], options: Sequence[str]
+) -> ModelSettings:
+    """The network of a preset, with options of the user's over its own."""
+    all_options = chosen.get("options", {}) | _numbers(options)
+    return ModelSettings.model_validate(
+        {**chosen, "name": name, "scale": scale, "options": all_options}
+    )
 
 
 def _numbers(options: Sequence[str]) -> dict[str, Any]:

@@ -17,11 +17,14 @@ _DEMO: Preset = {
     "gamma": 4.0,
     "seeds": 1,
     "scale": 2,
-    "val_crop": 256,
-    "model": {"srresnet": {"channels": 24, "blocks": 4}, "rrdbnet": {"channels": 16, "blocks": 1}},
+    "val_crop": 320,
+    "model": {
+        "srresnet": {"options": {"channels": 24, "blocks": 2}, "initial_gain": 4.0},
+        "rrdbnet": {"options": {"channels": 16, "blocks": 1}},
+    },
     "training": {
-        "intervals": 5,
-        "iterations": 40,
+        "intervals": 4,
+        "iterations": 50,
         "batch_size": 8,
         "crop": 64,
         "learning_rate": 2e-3,
@@ -35,7 +38,10 @@ _SMALL: Preset = {
     "gamma": 2.0,
     "seeds": 3,
     "scale": 4,
-    "model": {"srresnet": {"channels": 48, "blocks": 8}, "rrdbnet": {"channels": 32, "blocks": 4}},
+    "model": {
+        "srresnet": {"options": {"channels": 48, "blocks": 8}},
+        "rrdbnet": {"options": {"channels": 32, "blocks": 4}},
+    },
     "training": {
         "intervals": 20,
         "iterations": 500,

@@ -1,4 +1,4 @@
-"""Every strategy that the contract is tested on, and what is true of it; and the problems it meets."""
+"""Every strategy under the contract, what is true of it, and the problems that it meets."""
 
 from __future__ import annotations
 
@@ -130,7 +130,6 @@ VARIANTS = [
         heads="log",
     ),
     Case("log_equal", _logs(_registered("equal")), nonnegative=True, logs=True),
-    Case("log_dwa", _logs(_registered("dwa")), nonnegative=True, logs=True),
     Case("log_uw", _logs(_registered("uw")), nonnegative=True, logs=True),
     Case(
         "log_focal_achievement",
@@ -145,13 +144,6 @@ VARIANTS = [
         nonnegative=True,
         gradients=True,
         heads="log",
-        logs=True,
-    ),
-    Case(
-        "log_avg_norm",
-        _logs(_registered("avg_norm")),
-        nonnegative=True,
-        gradients=True,
         logs=True,
     ),
     Case(

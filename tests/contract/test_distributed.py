@@ -29,11 +29,13 @@ from tests.contract.strategies import (
 )
 
 RANKS = 2
-STEPS = 4
+STEPS = 3
 # How many samples of each task the ranks hold.
 EVEN = {"a": (4, 4), "b": (4, 4), "c": (4, 4)}
 UNEVEN = {"a": (5, 1), "b": (2, 4), "c": (3, 3)}
 PARTIAL = {"a": (4, 0), "b": (3, 2), "c": (0, 5)}
+
+WITHOUT_COUNTS = [BY_NAME[name] for name in ("equal", "dwa", "log_equal", "pcgrad", "db_mtl")]
 
 Data = dict[str, tuple[Tensor, Tensor]]
 
@@ -85,7 +87,9 @@ def train(
         data = data_of(step, counts, rank)
         shared, losses = wrapped(data)
         optimizer.zero_grad()
-        given = {} if rank is None else {"counts": {t: len(x) for t, (x, _) in data.items()}}
+        given: dict[str, Any] = {}
+        if rank is not None and counts is not EVEN:
+            given["counts"] = {task: len(x) for task, (x, _) in data.items()}
         total = strategy(losses, shared=shared if features else None, **given)
         total.backward()
         if rank is not None and wrapped is model:
@@ -150,7 +154,8 @@ def worker(rank: int, folder: str) -> None:
             found[key] = f"{type(error).__name__}: {error}"
 
     for case in CASES:
-        note(f"even/{case}", lambda case=case: train(case, EVEN, rank, wrap=_ddp))
+        if case in WITHOUT_COUNTS:
+            note(f"even/{case}", lambda case=case: train(case, EVEN, rank, wrap=_ddp))
         note(f"uneven/{case}", lambda case=case: train(case, UNEVEN, rank, wrap=_ddp))
         note(f"bad/{case}", lambda case=case: bad_value(case, rank))
         if case.gradients:
@@ -172,9 +177,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
-def same(
-    ranks: list[dict[str, Any]], key: str, one: dict[str, list[Tensor]], values: bool
-) -> None:
+def same(ranks: list[dict[str, Any]], key: str, one: dict[str, list[Tensor]], values: bool) -> None:
     for rank in ranks:
         assert not isinstance(rank[key], str), rank[key]
         for step in range(STEPS):
@@ -190,7 +193,7 @@ def same(
                 )
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", WITHOUT_COUNTS, ids=str)
 def test_even_shares(ranks: list[dict[str, Any]], case: Case) -> None:
     same(ranks, f"even/{case}", train(case, EVEN, None), values=True)
 

@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtlweight import Strategy
 from mtlweight.late_errors import LateErrors
-
 from tests.contract.strategies import (
     BY_NAME,
     CASES,
@@ -41,7 +40,9 @@ def test_a_run_without_values(case: Case) -> None:
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     for present in presents():
         x, targets = batch()
-        _, losses = losses_of(network, (x.to("meta"), {t: y.to("meta") for t, y in targets.items()}))
+        _, losses = losses_of(
+            network, (x.to("meta"), {t: y.to("meta") for t, y in targets.items()})
+        )
         optimizer.zero_grad()
         total = strategy({task: losses[task] for task in present})
         total.backward()

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mtlweight import DBMTL, MGDA, AvgNorm, PCGrad, Strategy
 from mtlweight.solvers import min_norm_point
-
 from tests.contract.strategies import (
     BY_NAME,
     CASES,
@@ -100,10 +99,13 @@ def test_reported_weights_are_the_true_ones(case: Case, heads: str) -> None:
             strategy.end_epoch(metrics_of(TASKS))
 
 
-@pytest.mark.parametrize("case", OF_GRADIENTS, ids=str)
+@pytest.mark.parametrize("case", [case for case in OF_GRADIENTS if case.name != "db_mtl"], ids=str)
 @pytest.mark.parametrize("heads", ["plain", "weighted"])
 def test_shared_found_given_as_parameters_or_as_features(case: Case, heads: str) -> None:
-    """Features that are the parameters themselves: all three ways must agree."""
+    """Features that are the parameters themselves: all three ways must agree.
+
+    But for averages over the past, which features, being other samples' each time, don't have.
+    """
     results = []
     for mode in ("found", "parameters", "features", "stacked"):
         theta = torch.linspace(-1, 1, 6, dtype=torch.float64).requires_grad_()
@@ -188,7 +190,7 @@ def direction(x: Tensor) -> Tensor:
 SCALES = (1e-3, 7.0, 1e4)
 
 
-@pytest.mark.parametrize("name", ["gls", "avg_norm", "log_equal", "log_mgda", "log_avg_norm"])
+@pytest.mark.parametrize("name", ["gls", "avg_norm", "log_equal", "log_mgda"])
 def test_the_scale_of_one_task_does_not_turn_the_gradient(name: str) -> None:
     for scale in SCALES:
         jacobian, values = random_jacobian(3), torch.tensor([1.0, 2.0, 3.0]).double()
@@ -238,10 +240,8 @@ DEGREES = {
     "db_mtl": 0,
     "db_mtl_no_past": 0,
     "log_equal": 0,
-    "log_dwa": 0,
     "log_focal_achievement": 0,
     "log_mgda": 0,
-    "log_avg_norm": 0,
     "log_pcgrad": 0,
 }
 
@@ -342,7 +342,10 @@ def test_absent_tasks(case: Case, present: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_tasks_that_alternate(case: Case) -> None:
-    """Batches that hold one task each: plain training of that task, nothing lost between."""
+    """Batches that hold one task each: plain training of that task, nothing lost between.
+
+    DB-MTL finds out what is shared in the second step, and averages from then on.
+    """
     network = Network().double()
     strategy = case.build(TASKS)
     for step in range(9):
@@ -353,8 +356,12 @@ def test_tasks_that_alternate(case: Case) -> None:
         strategy({task: losses[task]}).backward()
         weights = strategy.weights.double()
         got = gradient_now(network.trunk.parameters())
-        assert torch.nn.functional.cosine_similarity(got, rows[0], dim=0) > 1 - 1e-6
-        torch.testing.assert_close(got, weights[step % 3] * rows[0], rtol=1e-5, atol=1e-8)
+        if case.expressible or step == 0:
+            assert torch.nn.functional.cosine_similarity(got, rows[0], dim=0) > 1 - 1e-6
+            torch.testing.assert_close(got, weights[step % 3] * rows[0], rtol=1e-5, atol=1e-8)
+        assert got.isfinite().all()
+        assert weights[step % 3] > 0
+        assert weights.count_nonzero() == 1
         if step % 3 == 2:
             strategy.end_epoch(metrics_of(TASKS))
             assert (strategy.weights > 0).all()
@@ -461,7 +468,9 @@ def test_avg_norm_makes_all_the_same_length(jacobian: Tensor) -> None:
     _, w = solve(AvgNorm(len(jacobian)), jacobian)
     lengths = w * norms
     total = jacobian.sum(0).norm().item()
-    assert lengths.tolist() == pytest.approx([total] * len(w), rel=1e-5, abs=1e-6 * norms.max().item())
+    assert lengths.tolist() == pytest.approx(
+        [total] * len(w), rel=1e-5, abs=1e-6 * norms.max().item()
+    )
 
 
 # --- the value returned ------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import mtlweight
-
 from tests.contract.strategies import CASES, REGISTERED, TASKS
 
 

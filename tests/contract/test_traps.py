@@ -27,7 +27,6 @@ from mtlweight import (
     OptionError,
     PCGrad,
 )
-
 from tests.contract.strategies import (
     BY_NAME,
     CASES,
@@ -41,6 +40,7 @@ from tests.contract.strategies import (
     losses_of,
     metrics_of,
     plane,
+    same_bits,
     snapshot,
     solve,
 )
@@ -173,13 +173,22 @@ def test_learned_weights_survive_one_huge_loss(build: Any, dtype: torch.dtype) -
         assert not isinstance(value, Tensor) or value.isfinite().all(), f"{name} is dead: {value}"
 
 
-def test_epoch_means_survive_a_huge_loss_in_double_precision() -> None:
-    strategy = DWA(2)
-    for _ in range(3):
-        solve(strategy, torch.eye(2).double(), torch.tensor([1e100, 1.0]).double())
-        strategy.end_epoch()
-    assert strategy.weights.isfinite().all()
+@pytest.mark.parametrize("huge", [1e30, 1e100])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_huge_loss_in_double_precision(case: Case, huge: float) -> None:
+    """Beyond what the state can hold: refused with its value, or taken without harm."""
+    strategy = case.build(2)
     solve(strategy, torch.eye(2).double(), torch.tensor([1.0, 1.0]).double())
+    before = snapshot(strategy)
+    try:
+        solve(strategy, torch.eye(2).double(), torch.tensor([huge, 1.0], dtype=torch.float64))
+    except ValueError as error:
+        assert "'0'" in str(error)
+        assert f"{huge:.0e}" in str(error) or repr(huge) in str(error)
+        assert same_bits(snapshot(strategy), before)
+    for _ in range(3):
+        solve(strategy, torch.eye(2).double(), torch.tensor([1.0, 1.0]).double())
+        strategy.end_epoch(metrics_of("01"))
     assert strategy.weights.isfinite().all()
 
 
@@ -240,10 +249,17 @@ def test_tied_weights(case: Case) -> None:
     w = network.trunk[0].weight
     x, targets = batch(dtype=torch.float64)
     strategy = case.build(TASKS)
-    features, losses = losses_of(network, (x, targets))
+    _features, losses = losses_of(network, (x, targets))
     tied = {task: loss + (x @ w.T).square().mean() for task, loss in losses.items()}
     rows = [
-        torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(network.trunk.parameters()), retain_graph=True)])
+        torch.cat(
+            [
+                g.reshape(-1)
+                for g in torch.autograd.grad(
+                    loss, list(network.trunk.parameters()), retain_graph=True
+                )
+            ]
+        )
         for loss in tied.values()
     ]
     strategy(tied).backward()
@@ -263,9 +279,7 @@ def test_in_a_compiled_network(case: Case) -> None:
     compiled = torch.compile(network, backend="aot_eager")
     x, targets = batch()
     _, outputs = compiled(x)
-    losses = {
-        task: torch.nn.functional.mse_loss(outputs[task], targets[task]) for task in TASKS
-    }
+    losses = {task: torch.nn.functional.mse_loss(outputs[task], targets[task]) for task in TASKS}
     strategy = case.build(TASKS)
     with torch._functorch.config.patch(donated_buffer=False):
         strategy(losses, shared=list(network.trunk.parameters())).backward()
@@ -280,7 +294,7 @@ def test_in_a_compiled_network(case: Case) -> None:
     )
 
 
-# --- options and metrics ---------------------------------------------------------------------------
+# --- options and metrics -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

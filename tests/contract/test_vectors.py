@@ -26,7 +26,6 @@ from mtlweight import (
     PCGrad,
     Strategy,
 )
-
 from tests.contract.strategies import plane, solve
 
 J3 = torch.tensor([[3, 1, 0, 0], [-1, 2, 1, 0], [0, -1, 2, 2]], dtype=torch.float64)
@@ -125,7 +124,7 @@ def test_gls() -> None:
 
 
 def test_learned_weights_at_the_start() -> None:
-    theta, losses = plane(J3, LOSSES)
+    _theta, losses = plane(J3, LOSSES)
     strategy: Strategy = UW(3)
     assert strategy(losses).item() == pytest.approx(1.75)
     close(strategy.weights, (0.5, 0.5, 0.5))
@@ -137,7 +136,7 @@ def test_learned_weights_at_the_start() -> None:
 def test_logarithms_take_the_scales_out() -> None:
     _, w = solve(LogLosses(Equal(3, rescale="tasks"), epsilon=0), J3, LOSSES)
     close(w, (0.5, 2, 1))
-    d, w = solve(LogLosses(MGDA(3)), J3 * LOSSES[:, None], LOSSES)
+    _d, w = solve(LogLosses(MGDA(3)), J3 * LOSSES[:, None], LOSSES)
     close(w * LOSSES, (0.294872, 0.423077, 0.282051))
 
 
@@ -152,9 +151,7 @@ def test_metrics(form: str) -> None:
             return dict(reversed(list(zip(NAMES, numbers, strict=True))))
         if form == "numpy":
             return dict(zip(NAMES, torch.tensor(numbers, dtype=torch.float64).numpy(), strict=True))
-        return (
-            list(numbers) if form == "list" else torch.tensor(numbers, dtype=torch.float64)
-        )
+        return list(numbers) if form == "list" else torch.tensor(numbers, dtype=torch.float64)
 
     cases: list[tuple[Strategy, tuple[float, ...]]] = [
         (Achievement(NAMES, given(POTENTIAL)), (0.340303, 0.326857, 0.332840)),

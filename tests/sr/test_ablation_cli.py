@@ -119,8 +119,8 @@ def test_a_used_folder_needs_resume(images: list[str], tmp_path: Path) -> None:
 def test_ctrl_c_exits_with_130_and_resume_gives_the_same_table(
     images: list[str], tmp_path: Path
 ) -> None:
-    arguments = [*SMALL, *images, "--strategy", "dwa:data", "--seeds", "2", "--workers", "1"]
-    arguments[arguments.index("--iterations") + 1] = "12"
+    arguments = [*SMALL, *images, "--strategy", "dwa:data", "--workers", "1"]
+    arguments += ["--no-baseline", "--iterations", "20"]
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), *arguments, "--out", str(tmp_path / "parts")],
         stdout=subprocess.PIPE,
@@ -129,17 +129,19 @@ def test_ctrl_c_exits_with_130_and_resume_gives_the_same_table(
         start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    log = tmp_path / "parts/runs/dwa-data-s0/log.jsonl"
+    started = tmp_path / "parts/runs/dwa-data-s0/tensorboard"
     limit = time.monotonic() + 60
-    while not log.exists() and process.poll() is None and time.monotonic() < limit:
+    while not started.exists() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
     # As a terminal does: to every process of the group, the loader's workers too.
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "--resume" in output
+    assert (tmp_path / "parts/runs/dwa-data-s0/checkpoint.pt").exists()
     resumed = invoke(*arguments, "--out", str(tmp_path / "parts"), "--resume")
+    assert "goes on from step" in resumed.output
     whole = invoke(*arguments, "--out", str(tmp_path / "whole"))
     assert resumed.exit_code == whole.exit_code == 0
-    for name in ("results.csv",):
-        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    parts, uncut = (tmp_path / name / "results.csv" for name in ("parts", "whole"))
+    assert parts.read_bytes() == uncut.read_bytes()

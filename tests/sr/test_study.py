@@ -136,6 +136,17 @@ def test_the_table_fits_a_narrow_terminal() -> None:
     assert "…" not in text
 
 
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes a second or two, and is looked at in the tests of the module's study."""
+
+    def draw(*arguments: Any) -> None:
+        arguments[-1].write_bytes(b"")
+
+    for name in ("plot_psnr", "plot_weights", "plot_samples"):
+        monkeypatch.setattr(f"mtlweight_sr.study.summary.{name}", draw)
+
+
 # --- a study from end to end ---------------------------------------------------------------------
 
 
@@ -199,6 +210,7 @@ def test_the_reports_hold_the_numbers_of_the_json(study: tuple[AblationConfig, F
     assert not re.search(r'src="(?!data:)', html)
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_same_seed_gives_the_same_tables(
     study: tuple[AblationConfig, Findings], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -220,6 +232,7 @@ def test_arms_of_a_seed_start_alike_and_see_the_same_images(
     assert first["equal-loss"] == first["dwa-loss"]
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize(
     ("label", "step"),
     [
@@ -245,6 +258,7 @@ def test_an_interrupted_study_resumes_to_the_same_results(
     assert found.tables == study[1].tables
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_finished_runs_are_kept_and_others_are_refused(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -260,6 +274,7 @@ def test_finished_runs_are_kept_and_others_are_refused(
         run(other, resume=True)
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_failed_run_is_noted_and_the_others_go_on(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -273,11 +288,13 @@ def test_a_failed_run_is_noted_and_the_others_go_on(
     assert "dtp (loss) seed 0 failed" in (tmp_path / "out/report.md").read_text()
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_dtp_reads_ssim(folders: tuple[Path, Path], tmp_path: Path) -> None:
     found = run(config(folders, tmp_path / "out", arms=(Arm(strategy="dtp", spend="data"),)))
     assert [row.label for row in found.tables[0].rows][:2] == ["equal (loss)", "dtp (data)"]
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_references_from_a_file_train_none(folders: tuple[Path, Path], tmp_path: Path) -> None:
     file = tmp_path / "references.json"
     file.write_text(json.dumps({"low_noise": 30.0, "high_noise": {"psnr": 25, "ssim": 0.5}}))
@@ -288,6 +305,7 @@ def test_references_from_a_file_train_none(folders: tuple[Path, Path], tmp_path:
     assert "single-task networks" not in [row.label for row in found.tables[1].rows]
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.filterwarnings("ignore:The parameter 'pretrained':UserWarning")
 @pytest.mark.filterwarnings("ignore:Arguments other than a weight enum:UserWarning")
 def test_a_backbone_gives_an_lpips_column(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.contract.strategies import plane, solve
 from mtlweight import DTP, Achievement, FocalAchievement
+from tests.contract.strategies import plane, solve
 
 T = 4
 metric = st.floats(10, 40)
@@ -46,7 +46,9 @@ def test_focal_by_hand() -> None:
 
 def test_focal_by_direction() -> None:
     strategy = FocalAchievement(
-        ["psnr", "lpips"], {"psnr": 30.0, "lpips": 0.2}, higher_is_better={"psnr": True, "lpips": False}
+        ["psnr", "lpips"],
+        {"psnr": 30.0, "lpips": 0.2},
+        higher_is_better={"psnr": True, "lpips": False},
     )
     strategy.end_epoch({"psnr": 30.0, "lpips": 0.5})
     torch.testing.assert_close(strategy.weights, torch.tensor([0.0, 0.3]).softmax(0))
@@ -88,7 +90,9 @@ def test_achievement_beyond_its_reference_counts_as_reached(normalization: str) 
 
 
 def test_achievement_of_errors() -> None:
-    strategy = Achievement(2, [1.0, 1.0], higher_is_better=False, normalization="sum", margin=0, gamma=1)
+    strategy = Achievement(
+        2, [1.0, 1.0], higher_is_better=False, normalization="sum", margin=0, gamma=1
+    )
     strategy.end_epoch([2.0, 4.0])  # one half and one quarter of what could be
     assert strategy.weights.tolist() == pytest.approx([0.5 / 1.25, 0.75 / 1.25])
     with pytest.raises(ValueError, match="positive"):

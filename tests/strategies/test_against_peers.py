@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.contract.strategies import solve
 from mtlweight import DWA, GLS, IMTLL, MGDA, UW, Equal, PCGrad
+from tests.contract.strategies import solve
 
 torchjd_aggregation = pytest.importorskip("torchjd.aggregation")
 torchjd_scalarization = pytest.importorskip("torchjd.scalarization")
@@ -199,9 +199,7 @@ def test_dwa_of_libmtl() -> None:
         solve(strategy, rows, torch.from_numpy(history[:, epoch]))
         strategy.end_epoch()
     d, _ = solve(strategy, rows)
-    peer = libmtl_step(
-        "DWA", rows, T=2.0, attributes={"epoch": 2, "train_loss_buffer": history}
-    )
+    peer = libmtl_step("DWA", rows, T=2.0, attributes={"epoch": 2, "train_loss_buffer": history})
     torch.testing.assert_close(d, peer, rtol=1e-5, atol=1e-5)
 
 

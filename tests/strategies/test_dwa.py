@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.contract.strategies import solve
 from mtlweight import DWA
+from tests.contract.strategies import solve
 
 J = torch.eye(3).double()
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contract.strategies import solve
 from mtlweight import DBMTL, AvgNorm
+from tests.contract.strategies import solve
 
 
 def jacobian(step: int) -> Tensor:
@@ -126,9 +126,7 @@ def test_avg_norm_on_the_last_shared_layer() -> None:
             for loss in losses
         ]
     )
-    below = [
-        torch.autograd.grad(loss, first.weight, retain_graph=True)[0] for loss in losses
-    ]
+    below = [torch.autograd.grad(loss, first.weight, retain_graph=True)[0] for loss in losses]
     strategy = AvgNorm(3)
     strategy(losses, shared=last.parameters()).backward()
     w = rows.sum(0).norm() / rows.norm(dim=1)

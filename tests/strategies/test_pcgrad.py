@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contract.strategies import solve
 from mtlweight import PCGrad
+from tests.contract.strategies import solve
 
 
 def slow(jacobian: Tensor, orders: list[list[int]]) -> Tensor:

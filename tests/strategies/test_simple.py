@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.contract.strategies import plane, solve
 from mtlweight import GLS, Equal, Fixed, LogLosses, PCGrad
+from tests.contract.strategies import plane, solve
 
 J = torch.eye(3).double()
 
 
 def test_equal_is_the_mean_of_those_present() -> None:
-    theta, losses = plane(J, [1.0, 2.0, 6.0])
+    _theta, losses = plane(J, [1.0, 2.0, 6.0])
     strategy = Equal(["a", "b", "c"])
     assert strategy(losses).item() == pytest.approx(3)
     assert strategy({"a": losses[0], "c": losses[2]}).item() == pytest.approx(3.5)
@@ -18,7 +18,7 @@ def test_equal_is_the_mean_of_those_present() -> None:
 
 
 def test_fixed_weights_do_not_depend_on_who_is_there() -> None:
-    theta, losses = plane(J, [1.0, 2.0, 6.0])
+    _theta, losses = plane(J, [1.0, 2.0, 6.0])
     strategy = Fixed(["a", "b", "c"], {"c": 0.5, "a": 2.0, "b": 0.0})
     assert strategy.weights.tolist() == [2.0, 0.0, 0.5]
     assert strategy(losses).item() == pytest.approx(5)
@@ -41,7 +41,7 @@ def test_gls_of_many_small_losses_does_not_underflow() -> None:
 
 
 def test_gls_with_a_zero_loss_leaves_its_task_out() -> None:
-    d, w = solve(GLS(3), J, [0.0, 1.0, 1.0])
+    _d, w = solve(GLS(3), J, [0.0, 1.0, 1.0])
     assert w[0] == 0
     assert w.isfinite().all()
 
