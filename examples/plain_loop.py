@@ -4,70 +4,55 @@ One network reads a handwritten digit and says which it is (cross-entropy), whet
 (binary cross-entropy), and how much ink it has (squared error).
 """
 
-from __future__ import annotations
-
 import sys
 
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 import mtlweight
+from mtlweight.options import options_of
+from mtlweight.registry import find
 
 TASKS = ("digit", "odd", "ink")
 # What networks for one task each reach, and fixed weights, for the strategies that ask for them.
 OPTIONS = {"references": [0.98, 0.98, 0.95], "weights": [0.2, 0.3, 0.5]}
 
 
-def losses_of(outputs: Tensor, digit: Tensor, ink: Tensor) -> dict[str, Tensor]:
-    """The losses, by task."""
-    odd = F.binary_cross_entropy_with_logits(outputs[:, 10], (digit % 2).float())
-    return {
-        "digit": F.cross_entropy(outputs[:, :10], digit),
-        "odd": odd,
-        "ink": F.mse_loss(outputs[:, 11], ink),
-    }
-
-
-def metrics_of(outputs: Tensor, digit: Tensor, ink: Tensor) -> dict[str, float]:
-    """Two accuracies and the share of variance explained: at most 1, and larger is better."""
-    digits, odd = outputs[:, :10].argmax(1) == digit, (outputs[:, 10] > 0) == (digit % 2 == 1)
-    explained = (1 - F.mse_loss(outputs[:, 11], ink) / ink.var(correction=0)).clamp(0, 1)
-    return {
-        "digit": float(digits.float().mean()),
-        "odd": float(odd.float().mean()),
-        "ink": float(explained),
-    }
-
-
 def main(name: str, epochs: int = 10) -> None:
     """Trains with the strategy of a name, and prints metrics and weights per epoch."""
+    needed = options_of(find(name)).model_fields
+    strategy = mtlweight.build(name, TASKS, **{k: v for k, v in OPTIONS.items() if k in needed})
     torch.manual_seed(0)
     pixels, digit = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
-    image = pixels.float() / 16
+    image, odd = pixels.float() / 16, (digit % 2).float()
     ink = (image.sum(1) - image.sum(1).mean()) / image.sum(1).std()
     train, val = torch.randperm(len(image)).split([1400, 397])
-    model = nn.Sequential(
-        nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 12)
-    )
+    layers = nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 12)
+    model = nn.Sequential(*layers)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    needed = mtlweight.options.options_of(mtlweight.available()[name]).model_fields
-    strategy = mtlweight.build(name, TASKS, **{k: v for k, v in OPTIONS.items() if k in needed})
-    print(f"\n{name:<8}" + "".join(f"{task:>9}{'weight':>9}" for task in TASKS))
-    for epoch in range(epochs):
+    print(f"\n{name:<17}" + "".join(f"{task:>9}{'weight':>9}" for task in TASKS))
+    for epoch in range(1, epochs + 1):
         for rows in train[torch.randperm(len(train))].split(32):
-            loss = strategy(losses_of(model(image[rows]), digit[rows], ink[rows]))
+            logits, is_odd, amount = model(image[rows]).split([10, 1, 1], dim=1)
+            losses = {
+                "digit": F.cross_entropy(logits, digit[rows]),
+                "odd": F.binary_cross_entropy_with_logits(is_odd[:, 0], odd[rows]),
+                "ink": F.mse_loss(amount[:, 0], ink[rows]),
+            }
+            loss = strategy(losses)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            metrics = metrics_of(model(image[val]), digit[val], ink[val])
+            logits, is_odd, amount = model(image[val]).split([10, 1, 1], dim=1)
+        accuracies = (logits.argmax(1) == digit[val], (is_odd[:, 0] > 0) == (odd[val] > 0))
+        explained = 1 - F.mse_loss(amount[:, 0], ink[val]) / ink[val].var()  # of the variance
+        metrics = [*(right.float().mean() for right in accuracies), explained.clamp(0, 1)]
         strategy.end_epoch(metrics)
-        print(
-            f"epoch {epoch + 1:<2}"
-            + "".join(f"{metrics[t]:9.3f}{strategy.named_weights[t]:9.3f}" for t in TASKS)
-        )
+        cells = zip(metrics, strategy.weights.tolist(), strict=True)
+        print(f"epoch {epoch:<11}" + "".join(f"{m:9.3f}{w:9.3f}" for m, w in cells))
 
 
 if __name__ == "__main__":

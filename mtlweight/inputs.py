@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -13,7 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from mtlweight.running import Index
 
 Losses = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
-Metrics = Mapping[str, float] | Sequence[float] | Tensor
+Metrics = Mapping[str, float] | Sequence[float] | Tensor | np.ndarray[Any, Any]
 Root = Tensor | GradientEdge
 
 
@@ -73,7 +74,7 @@ def by_task(tasks: tuple[str, ...], given: Any, what: str) -> dict[str, Any]:
         if not given:
             raise ValueError(f"{what} are empty: at least one of {', '.join(tasks)} must be there.")
         return {name: given[name] for name in tasks if name in given}
-    if isinstance(given, Tensor):
+    if isinstance(given, Tensor | np.ndarray):
         given = given.reshape(1) if given.ndim == 0 else given
         shape = list(given.shape)
     elif isinstance(given, Sequence) and not isinstance(given, str):

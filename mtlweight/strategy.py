@@ -242,7 +242,12 @@ class Strategy(Stateful, ABC):
         return weights * torch.where(total > 0, goal / total, 1.0)
 
     def _gradients(
-        self, step: Step, shared: Shared | None, *, weighted_heads: bool
+        self,
+        step: Step,
+        shared: Shared | None,
+        *,
+        weighted_heads: bool,
+        remembered: bool = False,
     ) -> tuple[TaskGradients, Tensor]:
         """Returns the task gradients, and their Gram matrix, which is finite."""
         names = [self.tasks[i] for i in step.index]
@@ -259,6 +264,7 @@ class Strategy(Stateful, ABC):
             step.index,
             self.shared_leaves,
             weighted_heads=weighted_heads,
+            remembered=remembered,
         )
         gram = gradients.gram()
         for task, square in zip(names, gram.diagonal().tolist(), strict=True):
@@ -464,7 +470,7 @@ class GradientStrategy(_ReadsGradients):
 
     def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
         # Its gradient is no weighted sum of losses, so every leaf needs the pass of each task.
-        gradients, gram = self._gradients(step, shared, weighted_heads=False)
+        gradients, gram = self._gradients(step, shared, weighted_heads=False, remembered=True)
         self.on_features = gradients.of_features
         weights, combined = self.combine(gradients.rows, step.seen)
         if self.rescale != "none":

@@ -54,16 +54,24 @@ class SharedLeaves:
         """Notes that a leaf is shared, whichever tasks reach it."""
         self.see(leaf, 0b11)
 
-    def check_expected(self) -> None:
+    def check_expected(self, in_order: bool) -> None:
         """Refuses a first step after a load that does not show what was shared before.
+
+        Args:
+            in_order: Whether their order matters, to gradients that are remembered.
 
         Raises:
             ValueError: Other leaves are found to be shared than when the state was saved.
         """
-        if self.expected and [list(leaf.shape) for leaf in self] != self.expected:
+        if not self.expected:
+            return
+        found, expected = [list(leaf.shape) for leaf in self], self.expected
+        if found != expected and (in_order or sorted(found) != sorted(expected)):
+            self._seen, self._shared = {}, {}
             raise ValueError(
                 "The tasks of this step do not show again what was shared when the state was "
-                "saved: begin with a batch of every task, or give `shared=encoder.parameters()`."
+                "saved: begin with a batch of every task, or give `shared=encoder.parameters()` "
+                "from the start."
             )
         self.expected = None
 
@@ -175,6 +183,7 @@ def task_gradients(
     known: SharedLeaves,
     *,
     weighted_heads: bool,
+    remembered: bool,
 ) -> TaskGradients:
     """Returns the gradient of each loss, by one backward pass a task.
 
@@ -189,6 +198,8 @@ def task_gradients(
         weighted_heads: Whether every leaf gets the weighted sum of the task gradients. Then the
             leaves below a given layer need no pass of their own: the caller's backward reaches
             them.
+
+        remembered: Whether the rows are kept from step to step.
 
     Raises:
         ValueError: No loss depends on `shared`, or the features given overlap.
@@ -207,7 +218,8 @@ def task_gradients(
         known.forget_dead()
         for leaf, mask in masks:
             known.see(leaf, sum(1 << index[i] for i in range(len(roots)) if mask >> i & 1))
-        known.check_expected()
+        if len(roots) > 1 or remembered:  # what a sole task shares does not matter to it
+            known.check_expected(in_order=remembered)
         points = list(known)
     else:
         # What was trainable once keeps its place, so that memories of gradients still fit.

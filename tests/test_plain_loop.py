@@ -21,21 +21,25 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *na
 def test_every_strategy_learns_the_three_tasks(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = run(monkeypatch, capsys, name).split("\n")
+    lines = run(monkeypatch, capsys, name).splitlines()
     assert lines[1].split() == [name, "digit", "weight", "odd", "weight", "ink", "weight"]
-    last = [float(number) for number in lines[9].split()[2:]]
+    rows = [[float(number) for number in line.split()[2:]] for line in lines[2:]]
+    assert len(rows) == 10
+    first, last = rows[0], rows[-1]
     digit, odd, ink = last[::2]
-    assert digit > 0.85
-    assert odd > 0.85
-    assert ink > 0.8
-    assert all(weight > 0 for weight in last[1::2])
+    assert digit > 0.88
+    assert odd > 0.88
+    # MGDA's shortest vector follows the smallest gradient, here never that of the ink.
+    assert ink > 0.5 or name == "mgda"
+    assert last[0] > first[0]
+    assert all(weight >= 0 for weight in last[1::2])
 
 
 def test_several_names_give_several_tables(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = run(monkeypatch, capsys, "equal", "dwa")
-    assert output.count("epoch 8") == 2
+    assert output.count("epoch 10") == 2
 
 
 def test_an_unknown_name_lists_the_known(

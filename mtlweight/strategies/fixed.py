@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from mtlweight.inputs import read_metrics
+from mtlweight.inputs import Metrics, read_metrics
 from mtlweight.options import OptionError, Options, Tasks
 from mtlweight.strategy import LossStrategy
 
@@ -45,7 +44,7 @@ class Fixed(LossStrategy):
     def __init__(
         self,
         tasks: Tasks,
-        weights: Mapping[str, float] | Sequence[float] | Tensor,
+        weights: Metrics,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(tasks, **options)
@@ -63,9 +62,7 @@ class Fixed(LossStrategy):
         return (self.constants[self.present] * losses).sum()
 
 
-def per_task(
-    tasks: tuple[str, ...], given: Mapping[str, float] | Sequence[float] | Tensor, option: str
-) -> dict[str, float]:
+def per_task(tasks: tuple[str, ...], given: Metrics, option: str) -> dict[str, float]:
     """Returns an option that holds one number for each task.
 
     Raises:

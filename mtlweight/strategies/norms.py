@@ -123,7 +123,8 @@ class DBMTL(GradientStrategy):
         norms = self.norms(averages)
         # The paper's epsilon, relative to the longest: tiny gradients behave like large ones.
         lengths = norms + self.epsilon * norms.max()
-        scales = torch.where(norms > 0, norms.max() / lengths, 1.0)
+        still = (norms.max() == 0).to(norms)  # then no length is a measure of another
+        scales = torch.where(norms > 0, norms.max() / lengths, still)
         return (1 - beta) * scales.to(losses) * slopes, scales @ averages
 
     def paper_heads(self, weights: Tensor, losses: Tensor) -> Tensor:

@@ -180,11 +180,14 @@ def test_a_huge_loss_in_double_precision(case: Case, huge: float) -> None:
     strategy = case.build(2)
     solve(strategy, torch.eye(2).double(), torch.tensor([1.0, 1.0]).double())
     before = snapshot(strategy)
+    said = ""
     try:
         solve(strategy, torch.eye(2).double(), torch.tensor([huge, 1.0], dtype=torch.float64))
     except ValueError as error:
-        assert "'0'" in str(error)
-        assert f"{huge:.0e}" in str(error) or repr(huge) in str(error)
+        said = str(error)
+    if said:
+        assert "'0'" in said
+        assert f"{huge:.0e}" in said or repr(huge) in said
         assert same_bits(snapshot(strategy), before)
     for _ in range(3):
         solve(strategy, torch.eye(2).double(), torch.tensor([1.0, 1.0]).double())
