@@ -102,7 +102,8 @@ class Display(Observer):
 def print_table(table: Table, console: Console) -> None:
     """Prints a table: the best bold, the second best underlined; in two lines a row if need be."""
     shown = _rich_table(table, " ")
-    if console.measure(shown).maximum > console.width:
+    unbounded = console.options.update(max_width=10_000)
+    if console.measure(shown, options=unbounded).maximum > console.width:
         shown = _rich_table(table, "\n")
     console.print(shown)
 
@@ -110,7 +111,7 @@ def print_table(table: Table, console: Console) -> None:
 def _rich_table(table: Table, gap: str) -> RichTable:
     styles = {"": "", "best": "bold green", "second": "underline"}
     shown = RichTable(title=table.title, title_justify="left")
-    shown.add_column("strategy")
+    shown.add_column("strategy", min_width=12, overflow="fold")
     for column in table.columns:
         shown.add_column(column, justify="right", no_wrap=True)
     for row in table.rows:

@@ -171,16 +171,12 @@ def _report(
         f"{config.model.scale}. Metrics are those of the moving average of the network at the end "
         "of training, on the luma, with a border of the scale left out."
     ]
-    gains = {
-        row.label: row.cells[GAIN].mean
-        for row in tables[0].rows
-        if row.ranked and GAIN in row.cells
-    }
+    gains = [row for row in tables[0].rows if row.ranked and GAIN in row.cells]
     if gains:
-        best = max(gains, key=gains.__getitem__)
+        best = max(gains, key=lambda row: row.cells[GAIN].mean)
         summary.append(
-            f"Against {config.baseline}, the average PSNR-Y of {best} differs most favourably, by "
-            f"{gains[best]:+.3f} dB."
+            f"The largest gain over {config.baseline} in average PSNR-Y is that of {best.label}: "
+            f"{best.cells[GAIN].text(3, signed=True)} dB."
         )
     return Report(
         title="Task weighting in super-resolution: an ablation",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -127,12 +128,16 @@ def test_lpips_is_better_when_smaller() -> None:
     assert GAIN not in made.columns
 
 
-def test_the_table_fits_a_narrow_terminal() -> None:
-    console = Console(width=60, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    with console.file:
-        print_table(table(equal=[(20, 30)], dwa=[(21, 29)]), console)
-        text = console.export_text()
-    assert "20.00" in text
+@pytest.mark.parametrize("width", [70, 200])
+def test_the_table_fits_the_terminal(width: int) -> None:
+    tasks = ["mild", "blur", "noise", "severe"]
+    values = {FOCAL: {0: dict.fromkeys(tasks, 20.0)}, EQUAL: {0: dict.fromkeys(tasks, 21.0)}}
+    stream = io.StringIO()
+    made = metric_table("psnr", tasks, values, EQUAL, {})
+    print_table(made, Console(width=width, file=stream))
+    text = stream.getvalue()
+    assert text.count("20.00") == text.count("21.00") == 5
+    assert "-1.00" in text
     assert "…" not in text
 
 
