@@ -28,7 +28,7 @@ def main(name: str, epochs: int = 10) -> None:
     pixels, digit = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
     image, odd = pixels.float() / 16, (digit % 2).float()
     ink = (image.sum(1) - image.sum(1).mean()) / image.sum(1).std()
-    train, val = torch.randperm(len(image)).split([1400, 397])
+    train, val = torch.split(torch.randperm(len(image)), [1400, 397])
     layers = nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 12)
     model = nn.Sequential(*layers)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -95,8 +95,8 @@ class Learner:
     def _follow(self, share: float) -> None:
         for mean, new in zip(self.average.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(new, share)
-        for mean, new in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            mean.copy_(new)
+        for kept, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            kept.copy_(current)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything to go on from, in tensors and plain containers."""

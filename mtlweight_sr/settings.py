@@ -32,15 +32,11 @@ class ModelSettings(_Settings):
         name: one of `mtlweight_sr.models.available_models()`.
         scale: upscaling factor, 2 or 4 (default).
         options: keyword arguments of the network, such as `channels` and `blocks`.
-        initial_gain: factor on the initial weights of all convolutions but the last. 1 (default)
-            keeps the network's own; SRResNet starts at a tenth of the usual scale, and takes
-            hundreds of steps to leave it, which a training of minutes hasn't got (ours).
     """
 
     name: str = "srresnet"
     scale: Literal[2, 4] = 4
     options: dict[str, Any] = {}
-    initial_gain: _Positive = 1.0
 
     def build(self, seed: int) -> nn.Module:
         """Returns the network, initialised by `seed` alone; torch's generator stays as it was.
@@ -51,16 +47,11 @@ class ModelSettings(_Settings):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                model = build_model(self.name, scale=self.scale, **self.options)
+                return build_model(self.name, scale=self.scale, **self.options)
             except TypeError as error:
                 raise ValueError(
                     f"`options` of the model {self.name!r} are {self.options}: {error}."
                 ) from None
-        convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-        with torch.no_grad():
-            for convolution in convolutions[:-1]:
-                convolution.weight.mul_(self.initial_gain)
-        return model
 
 
 class TrainingSettings(_Settings):

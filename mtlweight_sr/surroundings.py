@@ -81,8 +81,8 @@ def tensorboard(folder: Path, step: int, wanted: bool) -> Iterator[Board]:
     # Here, not at the top: the import takes a second, and runs without it do not need it.
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(folder, purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(folder, purge_step=step + 1 if step else None)
     try:
         yield writer
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()

@@ -22,9 +22,8 @@ def reads(strategy: type[Strategy]) -> tuple[str, str]:
 rows = ["| name | class | reads | costs | in short |", "| --- | --- | --- | --- | --- |"]
 for name, strategy in STRATEGIES.items():
     summary = (strategy.__doc__ or "").strip().splitlines()[0]
-    rows.append(
-        f"| `{name}` | [{strategy.__name__}]({name}.md) | {' | '.join(reads(strategy))} | {summary} |"
-    )
+    link = f"[{strategy.__name__}]({name}.md)"
+    rows.append(f"| `{name}` | {link} | {' | '.join(reads(strategy))} | {summary} |")
     with mkdocs_gen_files.open(f"strategies/{name}.md", "w") as page:
         page.write(f"# {strategy.__name__}\n\n")
         page.write(f'`build("{name}", tasks)` reads {reads(strategy)[0]}.\n\n')

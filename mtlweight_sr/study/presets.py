@@ -19,7 +19,7 @@ _DEMO: Preset = {
     "scale": 2,
     "val_crop": 320,
     "model": {
-        "srresnet": {"options": {"channels": 24, "blocks": 2}, "initial_gain": 4.0},
+        "srresnet": {"options": {"channels": 24, "blocks": 2, "initial_scale": 0.4}},
         "rrdbnet": {"options": {"channels": 16, "blocks": 1}},
     },
     "training": {

@@ -206,7 +206,6 @@ def _settings(
         "validation images": f"{len(problem.validation)} from {config.val or 'the bundled ones'}",
         "tasks": config.tasks,
         "model": f"{config.model.name} {config.model.options or 'in full size'}",
-        "initial gain": config.model.initial_gain,
         "scale": config.model.scale,
         **config.training.model_dump(exclude={"seed", "spend", "metric"}),
         "device": str(runtime.torch_device()),
