@@ -62,9 +62,9 @@ class Cell(_Record):
     mark: Literal["", "best", "second"] = ""
 
     def text(self, digits: int, *, signed: bool = False) -> str:
-        """The cell as it is printed, without its mark; one seed has a dash for the deviation."""
+        """The cell as it is printed, without its mark; one seed has no deviation."""
         mean = f"{self.mean:{'+' if signed else ''}.{digits}f}"
-        return f"{mean} ± {'–' if self.deviation is None else f'{self.deviation:.{digits}f}'}"
+        return mean if self.deviation is None else f"{mean} ± {self.deviation:.{digits}f}"
 
 
 class Row(_Record):

@@ -109,9 +109,9 @@ def test_best_and_second_best_are_marked_per_column_and_others_are_not_ranked() 
     made = table(equal=[(20, 30)], dwa=[(21, 29)], gls=[(19, 28)])
     lines = [line.split(" | ") for line in markdown_table(made).splitlines()]
     assert lines[0][1:4] == ["a", "b", "average"]
-    assert lines[2][:3] == ["| equal (loss)", "<u>20.00 ± –</u>", "**30.00 ± –**"]
-    assert lines[3][:3] == ["| dwa (loss)", "**21.00 ± –**", "<u>29.00 ± –</u>"]
-    assert lines[4][:3] == ["| gls (loss)", "19.00 ± –", "28.00 ± –"]
+    assert lines[2][:3] == ["| equal (loss)", "<u>20.00</u>", "**30.00**"]
+    assert lines[3][:3] == ["| dwa (loss)", "**21.00**", "<u>29.00</u>"]
+    assert lines[4][:3] == ["| gls (loss)", "19.00", "28.00"]
     assert lines[5][:3] == ["| *bicubic*", "40.00", "40.00"]
 
 
