@@ -98,3 +98,15 @@ def test_writing_a_strategy() -> None:
     torch.testing.assert_close(theta.grad, strategy.weights)
     with pytest.raises(mtlweight.OptionError, match="temperature"):
         scope["Softmax"](2, temperature=0.0)
+
+
+def test_degradation_and_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    scope: dict[str, Any] = {}
+    exec(blocks("docs/sr/tasks.md", "degrade(hr, parameters)"), scope)
+    assert scope["lr"].shape == (4, 3, 32, 32)
+    exec(blocks("docs/sr/tasks.md", "TaskSpace("), scope)
+    assert "Fraction(3, 10)" in capsys.readouterr().out
+
+
+def test_the_study_is_a_library() -> None:
+    exec(blocks("docs/sr/ablation.md", "run_ablation"), {})
