@@ -185,17 +185,19 @@ def _roots(losses: Losses, named: Mapping[str, Tensor]) -> list[Root]:
 
 
 def _is_freed(loss: Tensor) -> bool:
-    """Tells whether a backward has freed the graph, from the first node that saved a tensor."""
+    """Tells whether a backward has freed the graph, from the first node that saved a tensor.
+
+    Before PyTorch 2.10 that can't be told without unpacking, which would recompute a checkpointed
+    network or fetch it from disk: there it is left to the backward to say so.
+    """
     queue = [get_gradient_edge(loss).node]
-    for _ in range(
-        64
-    ):  # the first saved tensor is a few nodes away: a loss function saves its input
+    for _ in range(64):  # it is a few nodes away: a loss function saves its input
         if not queue:
             return False
         node = queue.pop(0)
         for name in _saved_tensors(type(node)):
-            # Raw, since unpacking would recompute a checkpointed network, or fetch it from disk.
-            if getattr(node, f"_raw_saved_{name}").data is not None:
+            raw = getattr(node, f"_raw_saved_{name}")
+            if getattr(raw, "data", raw) is not None:
                 return False
             try:
                 getattr(node, f"_saved_{name}")  # None where nothing had to be saved
