@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,11 +13,10 @@ settings.register_profile(
 )
 settings.load_profile("ours")
 
+# The number of threads is part of what makes a run repeat bit for bit, in fixtures of any scope too.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
-def one_thread_and_one_seed() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def one_seed() -> None:
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
