@@ -13,7 +13,7 @@ settings.register_profile(
 )
 settings.load_profile("ours")
 
-# The number of threads is part of what makes a run repeat bit for bit, in fixtures of any scope too.
+# A run repeats bit for bit on one number of threads; set here, it holds for fixtures of any scope.
 torch.set_num_threads(1)
 
 
