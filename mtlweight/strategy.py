@@ -232,14 +232,22 @@ class Strategy(Stateful, ABC):
         """Returns the weights in the length that `rescale` asks for."""
         if self.rescale == "none":
             return weights
-        if self.rescale == "equal-norm":
-            assert gram is not None
+        length = None
+        if gram is not None and self.rescale == "equal-norm":
             gram = gram.to(weights)
             length = (weights @ gram @ weights).clamp_min(0).sqrt()
-            return weights * torch.where(length > 0, gram.mean().clamp_min(0).sqrt() / length, 1.0)
-        total = weights.sum()
-        goal = 1.0 if self.rescale == "one" else float(self.num_tasks)
-        return weights * torch.where(total > 0, goal / total, 1.0)
+        return weights * self._stretch(weights, gram, length)
+
+    def _stretch(self, weights: Tensor, gram: Tensor | None, length: Tensor | None) -> Tensor:
+        """Returns the factor that `rescale` asks for; `length` is that of the shared gradient."""
+        if self.rescale == "equal-norm":
+            assert gram is not None
+            assert length is not None
+            goal = gram.mean().clamp_min(0).sqrt().to(length)
+        else:
+            length = weights.sum()
+            goal = torch.full_like(length, 1 if self.rescale == "one" else self.num_tasks)
+        return torch.where(length > 0, goal / length, 1.0)
 
     def _gradients(
         self,
@@ -474,12 +482,7 @@ class GradientStrategy(_ReadsGradients):
         self.on_features = gradients.of_features
         weights, combined = self.combine(gradients.rows, step.seen)
         if self.rescale != "none":
-            goal = torch.tensor(1.0 if self.rescale == "one" else float(self.num_tasks))
-            length = weights.sum()
-            if self.rescale == "equal-norm":
-                goal = gram.mean().clamp_min(0).sqrt()
-                length = torch.linalg.vector_norm(combined)
-            ratio = torch.where(length > 0, goal.to(length) / length, 1.0)
+            ratio = self._stretch(weights, gram, torch.linalg.vector_norm(combined))
             weights, combined = weights * ratio.to(weights), combined * ratio.to(combined)
         heads = self._head_weights(weights, step.seen)
         return gradients.carry((weights * step.seen).sum(), combined, heads), weights

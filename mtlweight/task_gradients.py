@@ -102,9 +102,8 @@ class TaskGradients:
         rows: With respect to what the tasks share, flattened, `[n, P]`, float32 or float64.
         shared: What they share: leaves, or features.
         own: The leaves outside `shared`.
-        own_gradients: The gradient of each task with respect to each of `own`; None where
-        unrelated. complete: Whether `rows` and `own_gradients` hold all of the network's gradient.
-        If not, the
+        own_gradients: That of each task with respect to each of `own`; None where unrelated.
+        complete: Whether `rows` and `own_gradients` hold all of the network's gradient. If not, the
             leaves below `shared` still wait for a backward of the weighted losses.
     """
 
@@ -198,7 +197,6 @@ def task_gradients(
         weighted_heads: Whether every leaf gets the weighted sum of the task gradients. Then the
             leaves below a given layer need no pass of their own: the caller's backward reaches
             them.
-
         remembered: Whether the rows are kept from step to step.
 
     Raises:
@@ -247,8 +245,8 @@ def task_gradients(
     )
     own_gradients: list[list[Tensor | None]] = [[None] * len(roots) for _ in outside]
     unused = True
+    trainable = [tensor for tensor in points if tensor.requires_grad]
     for task, root in enumerate(roots):
-        trainable = [tensor for tensor in points if tensor.requires_grad]
         mine = [leaf for leaf, mask in outside if mask >> task & 1]
         if not taken[task]:
             _take(taken[task], root, [*trainable, *mine], names[task])

@@ -9,39 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from mtlweight_sr.degradation.columns import COLUMNS, NOISE_TYPES
-from mtlweight_sr.degradation.space import (
-    FAMILIES,
-    MODES,
-    REALESRGAN_X2,
-    REALESRGAN_X4,
-    BlurSettings,
-    DegradationSpace,
-    FinalStage,
-    JpegSettings,
-    NoiseSettings,
-    ResizeSettings,
-    Stage,
-)
+from mtlweight_sr.degradation.columns import NOISE_TYPES
+from mtlweight_sr.degradation.space import FAMILIES, MODES
 
-__all__ = [
-    "COLUMNS",
-    "FAMILIES",
-    "MODES",
-    "NOISE_TYPES",
-    "REALESRGAN_X2",
-    "REALESRGAN_X4",
-    "BlurSettings",
-    "DegradationParameters",
-    "DegradationSpace",
-    "FinalParameters",
-    "FinalStage",
-    "JpegSettings",
-    "NoiseSettings",
-    "ResizeSettings",
-    "Stage",
-    "StageParameters",
-]
+__all__ = ["DegradationParameters", "FinalParameters", "StageParameters"]
 
 
 class _Rows:
