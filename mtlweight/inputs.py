@@ -31,6 +31,7 @@ class Step:
         slopes: The derivative of each value by its root, `[m]`; None where it is one.
         factors: What this rank multiplies its losses with, so that the mean of the ranks' gradients
             is the gradient of `seen`, `[m]`; None where that is one.
+        others: The same tasks on further, independent batches.
     """
 
     index: list[int]
@@ -40,6 +41,7 @@ class Step:
     roots: list[Root]
     slopes: Tensor | None = None
     factors: Tensor | None = None
+    others: tuple[Step, ...] = ()
 
     @property
     def scales(self) -> Tensor | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -35,6 +36,25 @@ from mtlweight.options import (
 from mtlweight.running import Index, RunningMean, updated
 from mtlweight.state import Stateful
 from mtlweight.task_gradients import Shared, SharedLeaves, TaskGradients, task_gradients
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """The weights of a step, before they are spent on its losses.
+
+    Attributes:
+        weights: Those of the n tasks present on any rank, `[n]`.
+        value: What the scalar is worth at these weights.
+        spend: Makes the scalar from what it is worth and the weights of the losses.
+    """
+
+    weights: Tensor
+    value: Tensor
+    spend: Callable[[Tensor, Tensor], Tensor]
+
+    def total(self) -> Tensor:
+        """Returns the scalar whose gradient is the strategy's."""
+        return self.spend(self.value, self.weights)
 
 
 class Strategy(Stateful, ABC):
@@ -113,6 +133,7 @@ class Strategy(Stateful, ABC):
         shared: Shared | None = None,
         *,
         counts: Mapping[str, int] | None = None,
+        independent: Sequence[Losses] = (),
     ) -> Tensor:
         """Returns the scalar whose gradient is the strategy's.
 
@@ -125,6 +146,8 @@ class Strategy(Stateful, ABC):
             shared: What the tasks share: parameters, or features that the network returned. Only
                 strategies that read gradients read it; by default they find it in the graph.
             counts: The number of samples behind each loss, where ranks hold unequal numbers.
+            independent: The losses of the same tasks on further batches, drawn independently, for
+                the strategies that sample their gradients twice.
 
         Raises:
             ValueError: A loss is not finite, too large, negative where its logarithm is taken,
@@ -143,28 +166,30 @@ class Strategy(Stateful, ABC):
         with _no_autocast(step.values.device), self.undone_if_refused():
             step = average_over_ranks(self.num_tasks, step, numbers)
             good = self._check_values(step)
+            if independent:
+                step = replace(step, others=self._read_others(step, independent))
             before = None if good is None else self.buffers_now()
-            total, _ = self.advance(step, shared)
+            total = self.advance(step, shared).total()
             if good is not None and before is not None:
                 self.keep_if(good, before)
         return total
 
-    def advance(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
-        """Takes one step on losses that are good: weighs them, and records what was done.
+    def advance(self, step: Step, shared: Shared | None) -> Weighed:
+        """Takes one step on losses that are good: weighs them, and records their weights.
 
-        Returns the scalar, and the weights of the n tasks present on any rank. For wrappers, which
-        call it on the strategy within.
+        For wrappers, which call it on the strategy within, and may change its weights.
         """
         if len(step.index) < self.num_tasks:
             self.present = torch.tensor(step.index, device=step.seen.device)
         try:
-            total, weights = self._total(step, shared)
+            weighed = self.weigh_step(step, shared)
+            weights = weighed.weights
             self.weights = updated(torch.zeros_like(self.weights), self.present, weights)
             self.epoch_weights.add(self.present, weights)
         finally:
             self.present = slice(None)
         self.step += 1
-        return total, weights
+        return weighed
 
     def end_epoch(self, metrics: Metrics | None = None) -> None:
         """Closes an epoch: a pass over the data, or the steps between two validations.
@@ -189,8 +214,28 @@ class Strategy(Stateful, ABC):
         """Hook: what a strategy learns from an epoch. Rebinds `weights` if the next has its own."""
 
     @abstractmethod
-    def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
-        """Returns the scalar and the weights `[n]` of the tasks present on any rank."""
+    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
+        """Returns the weights of the tasks present on any rank, and how to spend them."""
+
+    def spend_step(self, step: Step, shared: Shared | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """Returns how to spend given weights on a step that was not weighed; records nothing."""
+        return step.attach
+
+    def _read_others(self, step: Step, independent: Sequence[Losses]) -> tuple[Step, ...]:
+        """Returns the losses of further batches, which must be of the same tasks."""
+        others = []
+        for losses in independent:
+            other = read_losses(self.tasks, losses, training=True)
+            other = average_over_ranks(self.num_tasks, other, read_counts(self.tasks, other, None))
+            if other.index != step.index:
+                raise ValueError(
+                    f"A batch in `independent` has the tasks "
+                    f"{[self.tasks[i] for i in other.index]}, and the first has "
+                    f"{[self.tasks[i] for i in step.index]}: give all of them the same tasks."
+                )
+            self._check_values(other)
+            others.append(other)
+        return tuple(others)
 
     def _check_values(self, step: Step) -> Tensor | None:
         """Refuses bad losses at once where that costs no wait, else returns a flag of good ones."""
@@ -299,7 +344,8 @@ class LossStrategy(Strategy):
             losses: The losses of the tasks present, `[n]`; `self.present` tells which they are.
         """
 
-    def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
+    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
+        """Returns the derivative of the scalar, and its value."""
         leaf = step.seen.clone().requires_grad_()
         scalar = self.scalarize(leaf)
         learns = any(parameter.requires_grad for parameter in self.parameters())
@@ -312,7 +358,7 @@ class LossStrategy(Strategy):
             weights = self._rescaled(weights, gram)
             value = (weights * step.seen).sum()
         # The value comes from the paper's scalar; the network's gradient from a term worth zero.
-        return step.attach(value, weights), weights
+        return Weighed(weights, value, step.attach)
 
 
 class MetricStrategy(LossStrategy):
@@ -435,17 +481,57 @@ class GramStrategy(_ReadsGradients):
             losses: Their losses, `[n]`, float64, on the host.
         """
 
-    def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
+    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
+        """Returns what the Gram matrix asks for."""
         gradients, gram = self._gradients(step, shared, weighted_heads=self.weights_heads)
         losses = step.seen.double().cpu()
-        on_host = self._rescaled(self.weigh(gram, losses), gram)
-        weights = on_host.to(step.seen)
-        value = (weights * step.seen).sum()
-        if not gradients.complete:
-            return step.attach(value, weights), weights
-        combined = on_host.to(gradients.rows) @ gradients.rows
-        heads = self._head_weights(on_host, losses).to(step.seen)
-        return gradients.carry(value, combined, heads), weights
+        weights = self._rescaled(self.weigh(gram, losses), gram).to(step.seen)
+
+        def spend(value: Tensor, weights: Tensor) -> Tensor:
+            if not gradients.complete:
+                return step.attach(value, weights)
+            combined = weights.to(gradients.rows) @ gradients.rows
+            return gradients.carry(value, combined, self._head_weights(weights, step.seen))
+
+        return Weighed(weights, (weights * step.seen).sum(), spend)
+
+
+@dataclass(frozen=True)
+class Parts:
+    r"""A gradient made of one part per task, $\sum_i c_i v_i$.
+
+    Attributes:
+        coefficients: c, `[n]`; None where the gradient `[P]` can't be told apart by task.
+        vectors: v, `[n, P]`, or the gradient itself.
+    """
+
+    coefficients: Tensor | None
+    vectors: Tensor
+
+    def sum(self) -> Tensor:
+        """Returns the gradient, `[P]`."""
+        if self.coefficients is None:
+            return self.vectors
+        return self.coefficients.to(self.vectors) @ self.vectors
+
+    def times(self, factor: Tensor) -> Parts:
+        """Returns the gradient times a number."""
+        if self.coefficients is None:
+            return Parts(None, self.vectors * factor.to(self.vectors))
+        return Parts(self.coefficients * factor.to(self.coefficients), self.vectors)
+
+    def changed(self, weights: Tensor, new: Tensor) -> Parts:
+        """Returns the gradient after the weights `[n]` of the tasks were changed to new ones.
+
+        Each part follows the weight of its task; one that had no weight is weighted anew. A
+        gradient without parts follows the sum of the weights.
+        """
+        if self.coefficients is None:
+            before = weights.sum()
+            return self.times(torch.where(before != 0, new.sum() / before, 1.0))
+        follow = self.coefficients * (new / weights).to(self.coefficients)
+        kept = torch.where(weights != 0, follow, new.to(self.coefficients))
+        return Parts(kept, self.vectors)
 
 
 class GradientStrategy(_ReadsGradients):
@@ -454,11 +540,18 @@ class GradientStrategy(_ReadsGradients):
     Attributes:
         on_features: During a call, whether the gradients are those of features, which are of other
             samples in each step, so that they can't be remembered.
+        shapes: During a call, the shapes of what is shared; flattened one after the other they are
+            the P numbers of a gradient.
     """
 
     def __init__(self, tasks: Tasks, **options: Unpack[GradientOptions]) -> None:
         super().__init__(tasks, **options)
         self.on_features = False
+        self.shapes: list[torch.Size] = []
+
+    def tasks_read(self, count: int) -> Sequence[int]:
+        """Returns which of the tasks present have their gradient read; the others' are zeros."""
+        return range(count)
 
     def norms(self, rows: Tensor) -> Tensor:
         """Returns the lengths of gradients `[n, P]`, over all ranks if each has a part, `[n]`."""
@@ -468,24 +561,35 @@ class GradientStrategy(_ReadsGradients):
         return lengths
 
     @abstractmethod
-    def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the weights `[n]` of the losses, and the gradient `[P]` of what is shared.
+    def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
+        """Returns the weights `[n]` of the losses, and the gradient of what is shared.
+
+        The gradient is `[P]`, or, where it is a sum over tasks, its `Parts`: a wrapper that changes
+        the weight of a task then changes its part alike.
 
         Args:
             gradients: The gradients of the losses of the tasks present, `[n, P]`.
             losses: Their losses, `[n]`.
         """
 
-    def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
+    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
+        """Returns the weights of the losses, to be spent with the gradient that goes with them."""
         # Its gradient is no weighted sum of losses, so every leaf needs the pass of each task.
         gradients, gram = self._gradients(step, shared, weighted_heads=False, remembered=True)
         self.on_features = gradients.of_features
+        self.shapes = [tensor.shape for tensor in gradients.shared]
         weights, combined = self.combine(gradients.rows, step.seen)
+        if not isinstance(combined, Parts):
+            combined = Parts(None, combined)
         if self.rescale != "none":
-            ratio = self._stretch(weights, gram, torch.linalg.vector_norm(combined))
-            weights, combined = weights * ratio.to(weights), combined * ratio.to(combined)
-        heads = self._head_weights(weights, step.seen)
-        return gradients.carry((weights * step.seen).sum(), combined, heads), weights
+            ratio = self._stretch(weights, gram, torch.linalg.vector_norm(combined.sum()))
+            weights, combined = weights * ratio.to(weights), combined.times(ratio)
+
+        def spend(value: Tensor, changed: Tensor) -> Tensor:
+            parts = combined if changed is weights else combined.changed(weights, changed)
+            return gradients.carry(value, parts.sum(), self._head_weights(changed, step.seen))
+
+        return Weighed(weights, (weights * step.seen).sum(), spend)
 
 
 def among(shares: Tensor, present: Index) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from mtlweight.inputs import Metrics, Step
 from mtlweight.options import NonNegative, OptionError
-from mtlweight.strategy import Strategy
+from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import Shared
 
 
@@ -64,15 +65,30 @@ class LogLosses(Strategy):
         changed = torch.where(before != 0, self.inner.weights / before, 1.0)
         self.weights = self.weights * changed
 
-    def _total(self, step: Step, shared: Shared | None) -> tuple[Tensor, Tensor]:
+    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
+        """Returns the inner weights of the logarithms, as weights of the losses."""
+        logs = self._logs(step)
+        slopes = 1 / (step.seen + self.epsilon)
+        inner = self.inner.advance(logs, shared)
+        return Weighed(
+            inner.weights * slopes,
+            inner.value,
+            lambda value, weights: inner.spend(value, weights / slopes),
+        )
+
+    def spend_step(self, step: Step, shared: Shared | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """Returns how the inner strategy spends weights."""
+        spend = self.inner.spend_step(self._logs(step), shared)
+        return lambda value, weights: spend(value, weights * (step.seen + self.epsilon))
+
+    def _logs(self, step: Step) -> Step:
         seen = (step.seen + self.epsilon).log()
         # The slope of the logarithm at the mean over ranks, which this rank's loss is a part of.
         slopes = 1 / (step.seen[step.local] + self.epsilon)
-        logs = replace(
+        return replace(
             step,
             seen=seen,
             values=seen[step.local] + slopes * (step.values - step.values.detach()),
             slopes=slopes if step.slopes is None else step.slopes * slopes,
+            others=tuple(self._logs(other) for other in step.others),
         )
-        total, weights = self.inner.advance(logs, shared)
-        return total, weights / (step.seen + self.epsilon)

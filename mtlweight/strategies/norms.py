@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mtlweight.options import GradientOptions, NonNegative, Past, Tasks
 from mtlweight.running import updated
-from mtlweight.strategy import GradientStrategy, GramStrategy
+from mtlweight.strategy import GradientStrategy, GramStrategy, Parts
 
 Scale = Literal["sum_norm", "mean_norm", "mean_of_norms", "max_norm", "one"]
 
@@ -110,7 +110,7 @@ class DBMTL(GradientStrategy):
         """The logarithm of a negative loss has a gradient, but it points the wrong way."""
         return True
 
-    def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
         slopes = self.paper_heads(losses, losses)
         if not gradients.numel():  # nothing is known to be shared, and all leaves are heads
             return slopes, gradients.sum(0)
@@ -125,7 +125,7 @@ class DBMTL(GradientStrategy):
         lengths = norms + self.epsilon * norms.max()
         still = (norms.max() == 0).to(norms)  # then no length is a measure of another
         scales = torch.where(norms > 0, norms.max() / lengths, still)
-        return (1 - beta) * scales.to(losses) * slopes, scales @ averages
+        return (1 - beta) * scales.to(losses) * slopes, Parts(scales, averages)
 
     def paper_heads(self, weights: Tensor, losses: Tensor) -> Tensor:
         """Returns the slopes of the logarithms, `[n]`."""
