@@ -25,6 +25,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Past = Annotated[float, Field(ge=0, lt=1)]
+Chunk = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 
 Tasks = int | Sequence[str]
@@ -56,6 +57,17 @@ class GradientOptions(Options, total=False):
     heads: Heads
 
 
+class GramOptions(GradientOptions, total=False):
+    """The options of strategies that read only the inner products of gradients.
+
+    `chunk` is the largest number of entries of a task gradient to hold at a time: memory of T x
+    chunk numbers in place of T x P, for a pass of each task per chunk, and one more at the end. By
+    default all are held.
+    """
+
+    chunk: Chunk | None
+
+
 class OptionError(ValueError, TypeError):
     """An option of a strategy is unknown, missing, of the wrong type or out of range."""
 
@@ -81,16 +93,31 @@ def task_names(tasks: Tasks) -> tuple[str, ...]:
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Returns the constructor's parameters after `self` and `tasks`."""
-    return dict(list(inspect.signature(cls.__init__).parameters.items())[2:])  # type: ignore[misc]
+    """Returns the constructor's parameters after `self`."""
+    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])  # type: ignore[misc]
+
+
+def _call(cls: type) -> str:
+    """Returns how to call the constructor with what it can't do without."""
+    needed = [
+        name if p.kind is p.POSITIONAL_OR_KEYWORD else f"{name}=..."
+        for name, p in _parameters(cls).items()
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+    ]
+    return f"{cls.__name__}({', '.join(needed)})"
 
 
 @functools.cache
 def options_of(cls: type) -> type[BaseModel]:
-    """Returns the pydantic model of a strategy's options, made from its constructor's signature."""
+    """Returns the pydantic model of a strategy's options, made from its constructor's signature.
+
+    Tasks are no option: `task_names` reads them.
+    """
     hints = get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
     fields: dict[str, Any] = {}
     for name, parameter in _parameters(cls).items():
+        if name == "tasks":
+            continue
         if parameter.kind is parameter.VAR_KEYWORD:
             (common,) = get_args(hints[name])  # Unpack[Options]
             fields |= {k: (v, None) for k, v in get_type_hints(common, include_extras=True).items()}
@@ -126,8 +153,12 @@ def _explain(cls: type, model: type[BaseModel], error: ValidationError) -> str:
         hint = f" Did you mean `{close[0]}`?" if close else ""
         return f"{cls.__name__} has no option `{name}`.{hint} Its options are {', '.join(known)}."
     if first["type"] == "missing":
-        return f"{cls.__name__} needs `{name}`: call {cls.__name__}(tasks, {name}=...)."
-    return f"{cls.__name__}: `{name}` = {first['input']!r} is refused: {first['msg']}."
+        return f"{cls.__name__} needs `{name}`: call {_call(cls)}."
+    value = " ".join(repr(first["input"]).split())
+    if first["type"] == "is_instance_of":
+        kind = first["ctx"]["class"]
+        return f"{cls.__name__}: `{name}` must be a {kind}, such as Equal(tasks), got {value}."
+    return f"{cls.__name__}: `{name}` = {value} is refused: {first['msg']}."
 
 
 P = ParamSpec("P")
@@ -143,22 +174,24 @@ def checked(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, 
         if cls.__init__ is not checked_init:  # called by a subclass, which has checked
             init(self, *args, **kwargs)
             return
-        options: dict[str, Any] = dict(kwargs)
-        given = list(args)
-        first = list(inspect.signature(cls.__init__).parameters)[1]  # `tasks`, or what is wrapped
-        if first in options:
-            given.insert(0, options.pop(first))
-        if not given:
-            raise OptionError(f"{cls.__name__} needs `{first}`: call {cls.__name__}({first}, ...).")
-        positional = [
-            name for name, p in _parameters(cls).items() if p.kind is p.POSITIONAL_OR_KEYWORD
-        ]
-        if len(given) - 1 > len(positional):
+        names = [n for n, p in _parameters(cls).items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        if len(args) > len(names):
             raise OptionError(
-                f"{cls.__name__} takes {', '.join([first, *positional])} by position and "
-                f"everything else by name, got {given!r}."
+                f"{cls.__name__} takes {', '.join(names)} by position and everything else by name, "
+                f"got {list(args)!r}."
             )
-        options |= dict(zip(positional, given[1:], strict=False))
-        init(self, given[0], **check_options(cls, options))  # type: ignore[arg-type]
+        options: dict[str, Any] = dict(zip(names, args, strict=False))
+        if twice := sorted(options.keys() & kwargs.keys()):
+            raise OptionError(
+                f"{cls.__name__} got `{twice[0]}` twice, by position and by name: give it once."
+            )
+        options |= kwargs
+        if "tasks" not in names:
+            init(self, **check_options(cls, options))  # type: ignore[call-arg]
+            return
+        if "tasks" not in options:
+            raise OptionError(f"{cls.__name__} needs `tasks`: call {_call(cls)}.")
+        tasks = options.pop("tasks")
+        init(self, tasks, **check_options(cls, options))  # type: ignore[arg-type]
 
     return checked_init  # type: ignore[return-value]

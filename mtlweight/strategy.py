@@ -24,6 +24,7 @@ from mtlweight.inputs import (
 from mtlweight.late_errors import LateErrors
 from mtlweight.options import (
     Check,
+    Chunk,
     GradientOptions,
     Heads,
     Options,
@@ -34,8 +35,9 @@ from mtlweight.options import (
     task_names,
 )
 from mtlweight.running import Index, RunningMean, updated
+from mtlweight.shared_leaves import SharedLeaves
 from mtlweight.state import Stateful
-from mtlweight.task_gradients import Shared, SharedLeaves, TaskGradients, task_gradients
+from mtlweight.task_gradients import Rows, Shared, TaskGradients, Workspace, task_gradients
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Strategy(Stateful, ABC):
         self.check = check
         self.present: Index = slice(None)
         self.shared_leaves = SharedLeaves(sole_task=len(self.tasks) == 1)
+        self.workspace = Workspace()
         self.late_errors = LateErrors()
         self.epoch_weights = RunningMean(len(self.tasks))
         self.register_buffer("weights", self.uniform())
@@ -294,40 +297,31 @@ class Strategy(Stateful, ABC):
             goal = torch.full_like(length, 1 if self.rescale == "one" else self.num_tasks)
         return torch.where(length > 0, goal / length, 1.0)
 
-    def _gradients(
-        self,
-        step: Step,
-        shared: Shared | None,
-        *,
-        weighted_heads: bool,
-        remembered: bool = False,
-    ) -> tuple[TaskGradients, Tensor]:
-        """Returns the task gradients, and their Gram matrix, which is finite."""
+    def _gradients(self, step: Step, shared: Shared | None, **how: Any) -> TaskGradients:
+        """Returns the task gradients; for the options see `task_gradients`."""
         names = [self.tasks[i] for i in step.index]
         if len(step.roots) < len(names):
             raise ValueError(
                 f"{type(self).__name__} reads gradients, and one of the tasks {', '.join(names)} "
                 "is absent from this rank but present on another: give every rank each of them."
             )
-        gradients = task_gradients(
-            step.roots,
-            names,
-            step.scales,
-            shared,
-            step.index,
-            self.shared_leaves,
-            weighted_heads=weighted_heads,
-            remembered=remembered,
-        )
-        gram = gradients.gram()
-        for task, square in zip(names, gram.diagonal().tolist(), strict=True):
+        return task_gradients(step, names, shared, self.shared_leaves, self.workspace, **how)
+
+    def _refuse_infinite(self, step: Step, squares: Tensor) -> None:
+        """Refuses gradients whose squared lengths `[n]`, on the host, are not finite."""
+        for i, square in zip(step.index, squares.tolist(), strict=True):
             if not square < float("inf"):
                 raise ValueError(
-                    f"The gradient of task {task!r} is not finite (its squared length is "
+                    f"The gradient of task {self.tasks[i]!r} is not finite (its squared length is "
                     f"{square!r}): skip this batch; torch.autograd.set_detect_anomaly(True) shows "
                     "where it comes from."
                 )
-        return gradients, gram
+
+    def _gram(self, step: Step, gradients: TaskGradients) -> Tensor:
+        """Returns the inner products of the task gradients, `[n, n]`, which are finite."""
+        gram = gradients.gram()
+        self._refuse_infinite(step, gram.diagonal())
+        return gram
 
 
 class LossStrategy(Strategy):
@@ -354,7 +348,12 @@ class LossStrategy(Strategy):
         if self.rescale != "none":
             gram = None
             if self.rescale == "equal-norm":
-                _, gram = self._gradients(step, shared, weighted_heads=True)
+                gram = self._gram(
+                    step,
+                    self._gradients(
+                        step, shared, weighted_heads=True, remembered=False, layers=True
+                    ),
+                )
             weights = self._rescaled(weights, gram)
             value = (weights * step.seen).sum()
         # The value comes from the paper's scalar; the network's gradient from a term worth zero.
@@ -460,6 +459,17 @@ class _ReadsGradients(Strategy):
         """Whether every parameter gets the weighted sum, so that the weights tell all."""
         return self.heads == "weighted" or (self.heads == "paper" and self.paper_weights_heads)
 
+    def spend_step(self, step: Step, shared: Shared | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """Returns how to spend given weights; heads are treated as ever."""
+        if self.weights_heads:
+            return step.attach
+        gradients = self._gradients(
+            step, shared, weighted_heads=False, remembered=False, streamed=True
+        )
+        return lambda value, weights: gradients.spend(
+            value, weights, self._head_weights(weights, step.seen)
+        )
+
     def _head_weights(self, weights: Tensor, losses: Tensor) -> Tensor:
         if self.heads == "plain":
             return torch.ones_like(weights)
@@ -469,8 +479,11 @@ class _ReadsGradients(Strategy):
 class GramStrategy(_ReadsGradients):
     """A strategy that reads the lengths and angles of the task gradients: their Gram matrix."""
 
-    def __init__(self, tasks: Tasks, **options: Unpack[GradientOptions]) -> None:
+    def __init__(
+        self, tasks: Tasks, *, chunk: Chunk | None = None, **options: Unpack[GradientOptions]
+    ) -> None:
         super().__init__(tasks, **options)
+        self.chunk = chunk
 
     @abstractmethod
     def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
@@ -483,15 +496,22 @@ class GramStrategy(_ReadsGradients):
 
     def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
         """Returns what the Gram matrix asks for."""
-        gradients, gram = self._gradients(step, shared, weighted_heads=self.weights_heads)
+        gradients = self._gradients(
+            step,
+            shared,
+            weighted_heads=self.weights_heads,
+            remembered=False,
+            layers=True,
+            chunk=self.chunk,
+        )
+        gram = self._gram(step, gradients)
         losses = step.seen.double().cpu()
         weights = self._rescaled(self.weigh(gram, losses), gram).to(step.seen)
 
         def spend(value: Tensor, weights: Tensor) -> Tensor:
             if not gradients.complete:
                 return step.attach(value, weights)
-            combined = weights.to(gradients.rows) @ gradients.rows
-            return gradients.carry(value, combined, self._head_weights(weights, step.seen))
+            return gradients.spend(value, weights, self._head_weights(weights, step.seen))
 
         return Weighed(weights, (weights * step.seen).sum(), spend)
 
@@ -575,9 +595,17 @@ class GradientStrategy(_ReadsGradients):
     def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
         """Returns the weights of the losses, to be spent with the gradient that goes with them."""
         # Its gradient is no weighted sum of losses, so every leaf needs the pass of each task.
-        gradients, gram = self._gradients(step, shared, weighted_heads=False, remembered=True)
+        gradients = self._gradients(
+            step,
+            shared,
+            weighted_heads=False,
+            remembered=True,
+            read=self.tasks_read(len(step.index)),
+        )
+        assert isinstance(gradients, Rows)
+        gram = self._gram(step, gradients)
         self.on_features = gradients.of_features
-        self.shapes = [tensor.shape for tensor in gradients.shared]
+        self.shapes = [tensor.shape for tensor in gradients.sought.shared]
         weights, combined = self.combine(gradients.rows, step.seen)
         if not isinstance(combined, Parts):
             combined = Parts(None, combined)

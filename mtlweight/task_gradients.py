@@ -6,212 +6,447 @@ The only file that calls `torch.autograd.grad` on the network.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node
 
 from mtlweight.distributed import sum_over_ranks, world_size
-from mtlweight.inputs import Root
+from mtlweight.inputs import Root, Step
+from mtlweight.layers import Layer, find_layers, inner_products
+from mtlweight.shared_leaves import SharedLeaves, node_of, walk
 
 Shared = Tensor | Iterable[Tensor]
 
 
-class SharedLeaves:
-    """The leaves that two tasks were seen to reach, in the order they were found.
+class Workspace:
+    """The memory for T gradients, used again in each step once the last borrower is gone."""
 
-    A leaf stays shared in steps from which some of its tasks are absent, or in which it is frozen,
-    and tasks that never meet in a batch share what each of them reaches. Holds no leaf alive, and
-    is found anew after a copy or a load, since the leaves are other ones then.
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+        self._borrower: weakref.ref[object] | None = None
 
-    Args:
-        sole_task: Whether there is a single task, which shares everything with itself.
-        expected: The shapes of the leaves that were shared when a state was saved.
-    """
+    def borrow(self, borrower: object, n: int, size: int, like: Tensor) -> Tensor:
+        """Returns memory `[n, size]` with the precision and device of a tensor, not set to zero."""
+        busy = self._borrower is not None and self._borrower() is not None
+        old = None if busy else self._memory
+        if (
+            old is None
+            or old.dtype != like.dtype
+            or old.device != like.device
+            or not n * size <= len(old) <= 4 * n * size
+        ):
+            old = like.new_empty(n * size)
+        if not busy:
+            self._memory, self._borrower = old, weakref.ref(borrower)
+        return old[: n * size].view(n, size)
 
-    def __init__(self, sole_task: bool, expected: list[list[int]] | None = None) -> None:
-        self.sole_task = sole_task
-        self.expected = expected
-        self._seen: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self._shared: dict[int, weakref.ref[Tensor]] = {}
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (leaf for ref in self._shared.values() if (leaf := ref()) is not None)
-
-    def __contains__(self, leaf: Tensor) -> bool:
-        return id(leaf) in self._shared and self._shared[id(leaf)]() is leaf
-
-    @property
-    def shapes(self) -> list[list[int]]:
-        """The shapes of the leaves, in order; after a load, those that are expected."""
-        return self.expected or [list(leaf.shape) for leaf in self]
-
-    def share(self, leaf: Tensor) -> None:
-        """Notes that a leaf is shared, whichever tasks reach it."""
-        self.see(leaf, 0b11)
-
-    def check_expected(self, in_order: bool) -> None:
-        """Refuses a first step after a load that does not show what was shared before.
-
-        Args:
-            in_order: Whether their order matters, to gradients that are remembered.
-
-        Raises:
-            ValueError: Other leaves are found to be shared than when the state was saved.
-        """
-        if not self.expected:
-            return
-        found, expected = [list(leaf.shape) for leaf in self], self.expected
-        if found != expected and (in_order or sorted(found) != sorted(expected)):
-            self._seen, self._shared = {}, {}
-            raise ValueError(
-                "The tasks of this step do not show again what was shared when the state was "
-                "saved: begin with a batch of every task, or give `shared=encoder.parameters()` "
-                "from the start."
-            )
-        self.expected = None
-
-    def see(self, leaf: Tensor, tasks: int) -> None:
-        """Notes that the tasks, bits of a number, reach a leaf."""
-        ref, seen = self._seen.get(id(leaf), (None, 0))
-        if ref is None or ref() is not leaf:  # another leaf had this identity, and is gone
-            ref, seen = weakref.ref(leaf), 0
-            self._shared.pop(id(leaf), None)
-        self._seen[id(leaf)] = ref, seen | tasks
-        if self.sole_task or (seen | tasks).bit_count() > 1:
-            self._shared.setdefault(id(leaf), ref)
-
-    def forget_dead(self) -> None:
-        """Forgets the leaves that exist no more."""
-        self._seen = {key: entry for key, entry in self._seen.items() if entry[0]() is not None}
-        self._shared = {key: ref for key, ref in self._shared.items() if ref() is not None}
-
-    def __reduce__(self) -> tuple[type[SharedLeaves], tuple[bool]]:
-        return SharedLeaves, (self.sole_task,)
+    def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
+        return Workspace, ()
 
 
 @dataclass
-class TaskGradients:
-    """The gradients of the n losses of a step.
+class Sought:
+    """What the gradients of a step are taken of.
 
     Attributes:
-        rows: With respect to what the tasks share, flattened, `[n, P]`, float32 or float64.
+        step: The losses.
+        names: The names of the n tasks.
         shared: What they share: leaves, or features.
-        own: The leaves outside `shared`.
-        own_gradients: That of each task with respect to each of `own`; None where unrelated.
-        complete: Whether `rows` and `own_gradients` hold all of the network's gradient. If not, the
-            leaves below `shared` still wait for a backward of the weighted losses.
+        own: The leaves outside, each with the tasks that reach it, as bits of a number.
+        complete: Whether `shared` and `own` are all that the losses depend on. If not, the leaves
+            below `shared` still wait for a backward of the weighted losses.
+        taken: Gradients that had to be taken already, by task and identity of the leaf.
     """
 
-    rows: Tensor
+    step: Step
+    names: list[str]
     shared: list[Tensor]
-    own: list[Tensor]
-    own_gradients: list[list[Tensor | None]]
+    own: list[tuple[Tensor, int]]
     complete: bool
+    taken: list[dict[int, Tensor]] = field(default_factory=list)
 
     @property
     def of_features(self) -> bool:
         """Whether they are with respect to features, of which each rank has its own samples'."""
         return not _all_leaves(self.shared)
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the precision and device of the gradients: float32 or float64."""
+        dtype = (
+            torch.float64 if any(t.dtype == torch.float64 for t in self.shared) else torch.float32
+        )
+        places = self.shared or [leaf for leaf, _ in self.own]
+        return torch.empty(0, dtype=dtype, device=places[0].device if places else None)
+
+    def of_task(
+        self, task: int, leaves: Sequence[Tensor], edges: Sequence[GradientEdge] = ()
+    ) -> tuple[dict[int, Tensor], list[Tensor | None]]:
+        """Returns the gradient of a task by identity of the leaf, and those at the edges."""
+        if self.taken:
+            return self.taken[task], [None] * len(edges)
+        inputs: list[Any] = [*edges, *(leaf for leaf in leaves if leaf.requires_grad)]
+        start = self.step.values.detach().new_ones(())
+        found = _gradients(self.step.roots[task], start, inputs, self.names[task])
+        by_leaf = {
+            id(leaf): gradient.to_dense() if gradient.is_sparse else gradient
+            for leaf, gradient in zip(inputs[len(edges) :], found[len(edges) :], strict=True)
+            if gradient is not None
+        }
+        return by_leaf, found[: len(edges)]
+
+    def own_of(self, task: int) -> list[Tensor]:
+        """Returns the leaves outside of what is shared that a task reaches."""
+        return [leaf for leaf, tasks in self.own if tasks >> task & 1]
+
+
+class TaskGradients(ABC):
+    """The gradients of the n losses of a step."""
+
+    def __init__(self, sought: Sought) -> None:
+        self.sought = sought
+        self.unused = True
+
+    @property
+    def complete(self) -> bool:
+        """Whether they are all that the losses depend on."""
+        return self.sought.complete
+
+    @property
+    def of_features(self) -> bool:
+        """Whether they are with respect to features."""
+        return self.sought.of_features
+
+    @abstractmethod
     def gram(self) -> Tensor:
         """Returns the inner products of the task gradients over all ranks, `[n, n]`, float64, host.
 
-        Summed in float64 piece by piece: a float32 product of long rows loses digits, and overflows
-        for gradients above 1e19. A gradient 1e30 times shorter than the longest counts as none: no
-        float32 weight could make up for it.
+        A gradient 1e30 times shorter than the longest counts as none: no float32 weight could make
+        up for it.
         """
-        wide = torch.float32 if self.rows.device.type == "mps" else torch.float64
-        gram = torch.zeros(len(self.rows), len(self.rows), dtype=wide, device=self.rows.device)
-        for piece in torch.split(self.rows, 1 << 16, dim=1):
-            piece = piece.to(wide)
-            gram += piece @ piece.T
-        if self.of_features:
-            gram = sum_over_ranks(gram) / world_size() ** 2
-        gram = gram.double().cpu()
-        norms = gram.diagonal().sqrt()
-        moves = norms > 1e-30 * norms.max()
-        return torch.where(moves[:, None] & moves, gram, 0.0) if gram.isfinite().all() else gram
 
-    def carry(self, value: Tensor, gradient: Tensor, head_weights: Tensor) -> Tensor:
-        """Returns a scalar worth `value` whose backward adds the combined gradient to `.grad`.
+    @abstractmethod
+    def spend(self, value: Tensor, weights: Tensor, head_weights: Tensor) -> Tensor:
+        """Returns a scalar worth `value` whose backward adds the weighted gradient to `.grad`.
 
         Args:
             value: What the scalar is worth, detached.
-            gradient: The combined gradient of what is shared, `[P]`.
-            head_weights: What multiplies each task's gradient in the leaves outside, `[n]`.
+            weights: What multiplies each task's gradient in what is shared, `[n]`.
+            head_weights: What multiplies it in the leaves outside, `[n]`.
         """
-        pieces = torch.split(gradient, [tensor.numel() for tensor in self.shared])
-        points, sent = [], []
-        for tensor, piece in zip(self.shared, pieces, strict=True):
+
+
+class Rows(TaskGradients):
+    """The gradients themselves; those of some layers as gradients of their outputs.
+
+    Attributes:
+        rows: The gradients with respect to what the tasks share, flattened, `[n, P]`, float32 or
+            float64, without the layers.
+    """
+
+    def __init__(
+        self,
+        sought: Sought,
+        workspace: Workspace | None,
+        layers: Sequence[Layer] = (),
+        read: Collection[int] | None = None,
+    ) -> None:
+        super().__init__(sought)
+        self.layers = layers
+        inside = {id(leaf) for layer in layers for leaf in (layer.weight, layer.bias)}
+        self.columns = [tensor for tensor in sought.shared if id(tensor) not in inside]
+        n, scales = len(sought.names), sought.step.scales
+        self._ends = list(accumulate(tensor.numel() for tensor in self.columns))
+        size = self._ends[-1] if self._ends else 0
+        like = sought.like
+        self.rows = (
+            like.new_empty(n, size) if workspace is None else workspace.borrow(self, n, size, like)
+        )
+        self.own_gradients: list[list[Tensor | None]] = [[None] * n for _ in sought.own]
+        edges = [layer.edge for layer in layers]
+        for task in range(n):
+            skipped = read is not None and task not in read
+            leaves = [] if skipped else self.columns
+            found, at_edges = sought.of_task(
+                task, [*leaves, *sought.own_of(task)], [] if skipped else edges
+            )
+            self._write(task, {} if skipped else found)
+            for layer, gradient in zip(layers, at_edges, strict=False):
+                self.unused &= gradient is None
+                layer.take(
+                    task,
+                    n,
+                    gradient
+                    if gradient is None or scales is None
+                    else scales[task].to(gradient) * gradient,
+                )
+            for place, (leaf, tasks) in enumerate(sought.own):
+                gradient = found.get(id(leaf)) if tasks >> task & 1 else None
+                if gradient is not None:
+                    self.own_gradients[place][task] = (
+                        gradient if scales is None else scales[task].to(gradient) * gradient
+                    )
+        if scales is not None:
+            self.rows *= scales.to(self.rows)[:, None]
+        if world_size() > 1 and not sought.of_features:
+            self.rows = sum_over_ranks(self.rows) / world_size()
+
+    def _write(self, task: int, found: dict[int, Tensor]) -> None:
+        """Writes the gradients of a task into its row."""
+        row = self.rows[task]
+        places, gradients = [], []
+        for end, tensor in zip(self._ends, self.columns, strict=True):
+            place = row[end - tensor.numel() : end]
+            gradient = found.get(id(tensor))
+            if gradient is None:
+                place.zero_()
+            else:
+                places.append(place.view(tensor.shape))
+                gradients.append(gradient)
+        if places:
+            self.unused = False
+            torch._foreach_copy_(places, gradients)
+
+    def gram(self) -> Tensor:
+        """Returns the inner products; see `TaskGradients`."""
+        gram = _products(self.rows)
+        for layer in self.layers:
+            gram += layer.gram().double().cpu()
+        if self.sought.of_features:
+            gram = sum_over_ranks(gram.to(self.rows.device)).cpu() / world_size() ** 2
+        return _without_rounding(gram)
+
+    def spend(self, value: Tensor, weights: Tensor, head_weights: Tensor) -> Tensor:
+        """Returns the scalar; see `TaskGradients`."""
+
+        def shared(scale: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            scaled = weights * scale.to(weights)
+            yield from self._split(scaled.to(self.rows) @ self.rows)
+            for layer in self.layers:
+                yield from layer.combined(scaled)
+
+        return self._carry(value, shared, head_weights)
+
+    def carry(self, value: Tensor, gradient: Tensor, head_weights: Tensor) -> Tensor:
+        """Returns a scalar worth `value` whose backward adds a gradient `[P]` to `.grad`."""
+
+        def shared(scale: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            return self._split(gradient * scale.to(gradient))
+
+        return self._carry(value, shared, head_weights)
+
+    def _split(self, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        pieces = torch.split(gradient, [tensor.numel() for tensor in self.columns])
+        for tensor, piece in zip(self.columns, pieces, strict=True):
             if tensor.requires_grad:
-                points.append(tensor)
-                sent.append(piece.view_as(tensor).to(tensor.dtype))
-        for leaf, gradients in zip(self.own, self.own_gradients, strict=True):
-            terms = [w * g for w, g in zip(head_weights, gradients, strict=True) if g is not None]
-            points.append(leaf)
-            sent.append(torch.stack(terms).sum(0).to(leaf.dtype) if len(terms) > 1 else terms[0])
-        return _Carry.apply(value, sent, *points)  # type: ignore[no-any-return]
+                yield tensor, piece.view_as(tensor).to(tensor.dtype)
+
+    def _carry(
+        self,
+        value: Tensor,
+        shared: Callable[[Tensor], Iterator[tuple[Tensor, Tensor]]],
+        head_weights: Tensor,
+    ) -> Tensor:
+        own = [
+            (leaf, [(w, g) for w, g in zip(head_weights, mine, strict=True) if g is not None])
+            for (leaf, _), mine in zip(self.sought.own, self.own_gradients, strict=True)
+        ]
+        own = [(leaf, terms) for leaf, terms in own if terms]
+
+        def produce(scale: Tensor) -> dict[int, Tensor]:
+            made = {id(tensor): gradient for tensor, gradient in shared(scale)}
+            for leaf, terms in own:
+                parts = [(w * scale.to(w)).to(g.dtype) * g for w, g in terms]
+                total = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+                made[id(leaf)] = total.to(leaf.dtype)
+            return made
+
+        points = [tensor for tensor in self.sought.shared if tensor.requires_grad]
+        return _carry(value, produce, [*points, *(leaf for leaf, _ in own)])
+
+
+class Streamed(TaskGradients):
+    """Gradients of which only the inner products are kept; the network is walked once more."""
+
+    def __init__(self, sought: Sought, chunk: int | None) -> None:
+        super().__init__(sought)
+        self._gram: Tensor | None = None
+        if chunk is None:
+            return
+        workspace, total = Workspace(), None
+        for group in _groups(sought.shared, chunk):
+            part = Rows(
+                Sought(sought.step, sought.names, group, [], False, sought.taken), workspace
+            )
+            self.unused &= part.unused
+            gram = part.gram()
+            total = gram if total is None else total + gram
+            del part
+        self._gram = total
+
+    def gram(self) -> Tensor:
+        """Returns the inner products; see `TaskGradients`."""
+        if self._gram is None:
+            return torch.zeros(len(self.sought.names), len(self.sought.names), dtype=torch.float64)
+        return self._gram
+
+    def spend(self, value: Tensor, weights: Tensor, head_weights: Tensor) -> Tensor:
+        """Returns the scalar; see `TaskGradients`."""
+        sought = self.sought
+        shared = [tensor for tensor in sought.shared if tensor.requires_grad]
+        own = [leaf for leaf, _ in sought.own if leaf.requires_grad]
+        sent = {}
+        for tensors, factors in ((shared, weights), (own, head_weights)):
+            for tensor, gradient in zip(tensors, self._backward(tensors, factors), strict=True):
+                if gradient is not None:
+                    sent[id(tensor)] = gradient
+
+        def produce(scale: Tensor) -> dict[int, Tensor]:
+            return {key: scale.to(gradient.dtype) * gradient for key, gradient in sent.items()}
+
+        return _carry(value, produce, [t for t in [*shared, *own] if id(t) in sent])
+
+    def _backward(self, tensors: list[Tensor], weights: Tensor) -> Sequence[Tensor | None]:
+        """Returns the gradient of the weighted sum of this rank's losses."""
+        if not tensors:
+            return []
+        step = self.sought.step
+        slopes = weights[step.local].to(step.values.dtype)
+        if step.scales is not None:
+            slopes = slopes * step.scales.to(slopes)
+        return torch.autograd.grad(
+            list(step.roots),  # type: ignore[arg-type]
+            tensors,
+            grad_outputs=[
+                _start(root, slope) for root, slope in zip(step.roots, slopes, strict=True)
+            ],
+            retain_graph=True,
+            allow_unused=True,
+        )
+
+
+def _start(root: Root, slope: Tensor) -> Tensor:
+    """Returns the number at which the backward pass of a loss starts."""
+    if isinstance(root, Tensor):
+        return slope.to(root.dtype).expand(root.shape)
+    return slope
+
+
+def _products(rows: Tensor) -> Tensor:
+    """Returns the inner products of rows, `[n, n]`, float64, on the host."""
+    gram = inner_products(rows, rows).double().cpu()
+    squares = gram.diagonal()
+    if rows.dtype == torch.float32 and not bool(((squares > 1e-25) & (squares < 1e30)).all()):
+        # Squares of very long or very short gradients leave the range of float32.
+        wide = torch.float32 if rows.device.type == "mps" else torch.float64
+        exact = torch.zeros(len(rows), len(rows), dtype=wide, device=rows.device)
+        for piece in torch.split(rows, 1 << 16, dim=1):
+            piece = piece.to(wide)
+            exact += piece @ piece.T
+        gram = exact.double().cpu()
+    return gram
+
+
+def _without_rounding(gram: Tensor) -> Tensor:
+    """Returns the products without those of gradients too short for any weight to make up for."""
+    norms = gram.diagonal().sqrt()
+    moves = norms > 1e-30 * norms.max()
+    return torch.where(moves[:, None] & moves, gram, 0.0) if gram.isfinite().all() else gram
+
+
+def _groups(tensors: Sequence[Tensor], chunk: int) -> Iterator[list[Tensor]]:
+    """Yields the tensors in groups of at most `chunk` numbers, or of one tensor."""
+    group: list[Tensor] = []
+    for tensor in tensors:
+        if group and sum(t.numel() for t in group) + tensor.numel() > chunk:
+            yield group
+            group = []
+        group.append(tensor)
+    if group:
+        yield group
+
+
+def _carry(
+    value: Tensor, produce: Callable[[Tensor], dict[int, Tensor]], points: Sequence[Tensor]
+) -> Tensor:
+    keys = [id(point) for point in points]
+
+    def in_order(scale: Tensor) -> list[Tensor | None]:
+        made = produce(scale)
+        return [made.get(key) for key in keys]
+
+    return _Carry.apply(value, in_order, *points)  # type: ignore[no-any-return]
 
 
 class _Carry(torch.autograd.Function):
-    """A constant whose gradient at the given points is the given one."""
+    """A constant whose gradient at the given points is made when it is asked for."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *points: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx: Any, value: Tensor, produce: Any, *points: Tensor) -> Tensor:
+        ctx.produce = produce
         return value.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        sent = [grad_output.to(g.dtype) * g for g in ctx.gradients]
-        return None, None, *sent
+        return None, None, *ctx.produce(grad_output)
 
 
 def task_gradients(
-    roots: Sequence[Root],
-    names: Sequence[str],
-    scales: Tensor | None,
+    step: Step,
+    names: list[str],
     shared: Shared | None,
-    index: Sequence[int],
     known: SharedLeaves,
+    workspace: Workspace,
     *,
     weighted_heads: bool,
     remembered: bool,
+    layers: bool = False,
+    chunk: int | None = None,
+    read: Collection[int] | None = None,
+    streamed: bool = False,
 ) -> TaskGradients:
     """Returns the gradient of each loss, by one backward pass a task.
 
     Args:
-        roots: The losses of the n tasks present.
+        step: The losses of the n tasks present.
         names: Their names.
-        scales: What each gradient is multiplied with, `[n]`; None for one.
         shared: What the tasks share, parameters or features; by default the leaves of the graph
             that two tasks reach.
-        index: The numbers of the n tasks.
         known: The leaves found to be shared so far; those of this step are added.
+        workspace: Memory for the rows.
         weighted_heads: Whether every leaf gets the weighted sum of the task gradients. Then the
             leaves below a given layer need no pass of their own: the caller's backward reaches
             them.
         remembered: Whether the rows are kept from step to step.
+        layers: Whether only their inner products are needed, so that the weights of layers may be
+            left out of the rows.
+        chunk: The largest number of entries of a task gradient to hold at a time.
+        read: Which of the tasks to take the gradient of; by default all.
+        streamed: Whether the weights are known already, so that no task needs a pass of its own.
 
     Raises:
         ValueError: No loss depends on `shared`, or the features given overlap.
         RuntimeError: The graph was freed, or can't be walked a second time.
     """
+    roots, index = step.roots, step.index
     given = None if shared is None else _as_list(shared)
     stops = [t for t in given or [] if not t.is_leaf]
-    masks = reached_leaves(roots, stops)
-    taken: list[dict[int, Tensor]] = [{} for _ in roots]  # by the identity of the leaf
+    graph = walk(roots, stops)
+    masks = graph.leaves
+    taken: list[dict[int, Tensor]] = []  # by the identity of the leaf
     if given is None:
         if _elements_of_a_vector(roots):
             # In the graph each element depends on every head, so only the gradients can tell.
-            for task, root in enumerate(roots):
-                _take(taken[task], root, [leaf for leaf, _ in masks], names[task])
+            leaves = [leaf for leaf, _ in masks]
+            first = Sought(step, names, leaves, [], False)
+            taken = [first.of_task(task, leaves)[0] for task in range(len(roots))]
             masks = _moved(masks, taken)
         known.forget_dead()
         for leaf, mask in masks:
@@ -231,88 +466,22 @@ def task_gradients(
     in_points = {id(tensor) for tensor in points}
     outside = [(leaf, mask) for leaf, mask in masks if id(leaf) not in in_points]
     complete = not (weighted_heads and any(mask.bit_count() > 1 for _, mask in outside))
-    if not complete:
-        outside = []
-
-    ends = list(accumulate(tensor.numel() for tensor in points))
-    like = points[0] if points else next((leaf for leaf, _ in masks), None)
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in points) else torch.float32
-    rows = torch.zeros(
-        len(roots),
-        ends[-1] if ends else 0,
-        dtype=dtype,
-        device=None if like is None else like.device,
-    )
-    own_gradients: list[list[Tensor | None]] = [[None] * len(roots) for _ in outside]
-    unused = True
-    trainable = [tensor for tensor in points if tensor.requires_grad]
-    for task, root in enumerate(roots):
-        mine = [leaf for leaf, mask in outside if mask >> task & 1]
-        if not taken[task]:
-            _take(taken[task], root, [*trainable, *mine], names[task])
-        for end, tensor in zip(ends, points, strict=True):
-            gradient = taken[task].get(id(tensor))
-            if gradient is not None:
-                unused = False
-                rows[task, end - tensor.numel() : end].copy_(gradient.reshape(-1))
-        for i, (leaf, mask) in enumerate(outside):
-            gradient = taken[task].get(id(leaf)) if mask >> task & 1 else None
-            if gradient is not None:
-                own_gradients[i][task] = gradient if scales is None else scales[task] * gradient
-        taken[task].clear()
-    if scales is not None:
-        rows *= scales.to(rows)[:, None]
-    if given is not None and unused:
+    sought = Sought(step, names, points, outside if complete else [], complete, taken)
+    gradients: TaskGradients
+    if streamed or (chunk is not None and not sought.of_features):
+        gradients = Streamed(sought, None if streamed else chunk)
+    else:
+        found: list[Layer] = []
+        if layers and not taken and (world_size() == 1) and not sought.of_features:
+            asked = {id(tensor): tensor for tensor in points if tensor.requires_grad}
+            found = find_layers(graph, asked, len(roots))
+        gradients = Rows(sought, None if remembered else workspace, found, read)
+    if given is not None and gradients.unused and not streamed:
         raise ValueError(
             f"None of the losses of {', '.join(names)} depends on `shared`: give the very "
             "parameters or features that the forward pass used, not a copy, or leave `shared` out."
         )
-    if world_size() > 1 and _all_leaves(points):
-        rows = sum_over_ranks(rows) / world_size()
-    kept = [i for i, per_task in enumerate(own_gradients) if any(g is not None for g in per_task)]
-    return TaskGradients(
-        rows, points, [outside[i][0] for i in kept], [own_gradients[i] for i in kept], complete
-    )
-
-
-def reached_leaves(roots: Sequence[Root], stops: Sequence[Tensor] = ()) -> list[tuple[Tensor, int]]:
-    """Returns the leaves of the graph, each with the roots that reach it, as bits of a number.
-
-    Each node is visited once, however many roots reach it. Leaves come in the order in which they
-    are met on the way from the roots.
-    """
-    nodes = [_node(root) for root in roots]
-    ends = {_node(stop) for stop in stops}
-    postorder: list[Node] = []
-    seen: set[Node] = set()
-    todo: list[tuple[Node, bool]] = []
-    for start in nodes:
-        todo.append((start, False))
-        while todo:
-            node, left = todo.pop()
-            if left:
-                postorder.append(node)
-            elif node not in seen:
-                seen.add(node)
-                todo.append((node, True))
-                if node not in ends:
-                    todo += [(n, False) for n, _ in node.next_functions if n is not None]
-    masks = dict.fromkeys(postorder, 0)
-    for bit, node in enumerate(nodes):
-        masks[node] |= 1 << bit
-    leaves = []
-    for node in reversed(postorder):
-        if hasattr(node, "variable"):  # where a leaf accumulates its gradient
-            leaves.append((node.variable, masks[node]))
-        elif node not in ends:
-            for following, _ in node.next_functions:
-                if following is not None:
-                    masks[following] |= masks[node]
-    return leaves
-
-
-def _node(root: Root) -> Node:
-    return get_gradient_edge(root).node if isinstance(root, Tensor) else root.node
+    return gradients
 
 
 def _all_leaves(tensors: Sequence[Tensor]) -> bool:
@@ -338,7 +507,7 @@ def _as_list(shared: Shared) -> list[Tensor]:
 
 def _refuse_overlap(features: Sequence[Tensor], masks: Sequence[tuple[Tensor, int]]) -> None:
     """Refuses features whose gradients would be counted twice."""
-    ends = {_node(feature) for feature in features}
+    ends = {node_of(feature) for feature in features}
     below: set[Node] = set()
     todo = [n for end in ends for n, _ in end.next_functions if n is not None]
     while todo:
@@ -384,18 +553,21 @@ def _moved(
     ]
 
 
-def _take(taken: dict[int, Tensor], root: Root, inputs: Sequence[Tensor], name: str) -> None:
-    """Adds the gradients of a root to what was taken, without those that don't exist."""
+def _gradients(
+    root: Root, start: Tensor, inputs: Sequence[Tensor | GradientEdge], name: str
+) -> list[Tensor | None]:
+    """Returns the gradients of a loss, None where it does not depend on an input."""
     if not inputs:
-        return
-    start = None if isinstance(root, Tensor) else [torch.ones((), device=inputs[0].device)]
+        return []
     try:
-        gradients = torch.autograd.grad(
-            [root],  # type: ignore[arg-type]
-            inputs,
-            grad_outputs=start,
-            retain_graph=True,
-            allow_unused=True,
+        return list(
+            torch.autograd.grad(
+                [root],  # type: ignore[arg-type]
+                inputs,  # type: ignore[arg-type]
+                grad_outputs=[_start(root, start)],
+                retain_graph=True,
+                allow_unused=True,
+            )
         )
     except RuntimeError as error:
         reason = str(error)
@@ -411,6 +583,3 @@ def _take(taken: dict[int, Tensor], root: Root, inputs: Sequence[Tensor], name: 
         else:
             raise
         raise RuntimeError(f"The gradient of task {name!r} can't be taken: {hint}.") from error
-    for tensor, gradient in zip(inputs, gradients, strict=True):
-        if gradient is not None:
-            taken[id(tensor)] = gradient.to_dense() if gradient.is_sparse else gradient

@@ -63,11 +63,11 @@ class Checkpointed(Network):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_activation_checkpointing(case: Case) -> None:
-    network, plain = Checkpointed(), Network()
+    network, plain = Checkpointed().double(), Network().double()
     strategy, twin = case.build(TASKS), case.build(TASKS)
-    _, losses = losses_of(network, batch())
+    _, losses = losses_of(network, batch(dtype=torch.float64))
     strategy(losses).backward()
-    twin(losses_of(plain, batch())[1]).backward()
+    twin(losses_of(plain, batch(dtype=torch.float64))[1]).backward()
     wanted = gradient_now(plain.parameters())
     torch.testing.assert_close(gradient_now(network.parameters()), wanted)
     assert network.calls == 1 + (3 if case.gradients else 1)
