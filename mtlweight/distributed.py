@@ -26,7 +26,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def average_over_ranks(num_tasks: int, step: Step, counts: list[float]) -> Step:
-    """Returns the step with the losses of all ranks, averaged; the step itself on a single one.
+    """Returns the step with the losses of all ranks, averaged, and the numbers behind them.
 
     Every rank sends one vector of fixed length, whatever tasks it holds: reducing only the tasks
     that a rank has would hang the others, and a mean of the ranks' means would be another number.
@@ -37,18 +37,20 @@ def average_over_ranks(num_tasks: int, step: Step, counts: list[float]) -> Step:
         counts: The number of samples behind each of its losses, `[m]`.
     """
     if world_size() == 1:
-        return step
+        return replace(step, counts=torch.tensor(counts))
     values = step.values.detach()
     here = values.new_tensor(counts)
     mine = torch.tensor(step.index, device=values.device)
     sums = values.new_zeros(2, num_tasks).index_copy(1, mine, torch.stack([values * here, here]))
     total, count = sum_over_ranks(sums)
     # Every rank must know which tasks take part, so here, with several ranks, the host waits.
-    everywhere = [task for task, number in enumerate(count.tolist()) if number > 0]
+    numbers = count.tolist()
+    everywhere = [task for task, number in enumerate(numbers) if number > 0]
     return replace(
         step,
         index=everywhere,
         seen=(total / count)[everywhere],
         local=torch.tensor([everywhere.index(i) for i in step.index], device=values.device),
         factors=world_size() * here / count[mine],
+        counts=torch.tensor([numbers[i] for i in everywhere]),
     )

@@ -31,6 +31,8 @@ class Step:
         slopes: The derivative of each value by its root, `[m]`; None where it is one.
         factors: What this rank multiplies its losses with, so that the mean of the ranks' gradients
             is the gradient of `seen`, `[m]`; None where that is one.
+        counts: The number of samples behind each loss over all ranks, `[n]`, on the host; None
+            where the loop does not tell.
         others: The same tasks on further, independent batches.
     """
 
@@ -41,6 +43,7 @@ class Step:
     roots: list[Root]
     slopes: Tensor | None = None
     factors: Tensor | None = None
+    counts: Tensor | None = None
     others: tuple[Step, ...] = ()
 
     @property
@@ -259,8 +262,8 @@ def describe_bad_loss(
             )
         if value < lowest:
             return (
-                f"{name}, and this strategy takes its logarithm: add a constant that makes every "
-                "loss non-negative, or choose a strategy that is not geometric."
+                f"{name}, which has no meaning for this strategy: add a constant that makes every "
+                "loss non-negative, or choose another strategy."
             )
     raise AssertionError("no loss is bad")
 

@@ -75,34 +75,36 @@ class Layer(ABC):
         """Notes the gradient of the outputs for one of the tasks; None where there is none."""
         if self._outputs is None:
             n, _, o = self.sizes
-            self._outputs = self.weight.new_zeros(num_tasks, n, o)
-        if gradient is not None:
-            self._outputs[task].copy_(self.rows(gradient))
+            self._outputs = self.weight.new_empty(num_tasks, n, o)
+        if gradient is None:
+            self._outputs[task] = 0
+        else:
+            self._outputs[task] = self.rows(gradient)
 
     def gram(self) -> Tensor:
         """Returns the inner products of the gradients of weight and bias, `[T, T]`, float64."""
-        outputs = self._outputs
-        assert outputs is not None
+        d = self._outputs
+        assert d is not None
         a = self.inputs()
         kernel = a @ a.T
         if self.bias is not None:
             kernel += 1
-        gram = inner_products((kernel @ outputs).flatten(1), outputs.flatten(1))
+        gram = _symmetric_form(kernel, d)
         # Gradients that are short because those of the samples cancel would drown in the rounding.
-        lengths = torch.linalg.vector_norm(outputs, dim=2)
+        lengths = torch.linalg.vector_norm(d, dim=2)
         bounds = (lengths @ kernel.diagonal().sqrt()).square().to(gram)
         if (_CANCELS * gram.diagonal() < bounds).any():
             ones = () if self.bias is None else (a.new_ones(len(a), 1),)
             wide = torch.cat([a, *ones], dim=1).to(gram.dtype).T
-            explicit = torch.stack([wide @ rows.to(gram.dtype) for rows in outputs]).flatten(1)
+            explicit = torch.stack([wide @ rows.to(gram.dtype) for rows in d]).flatten(1)
             gram = explicit @ explicit.T
         return gram
 
     def combined(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the leaves, each with the weighted sum of the tasks' gradients."""
-        outputs = self._outputs
-        assert outputs is not None
-        rows = (weights.to(outputs) @ outputs.flatten(1)).view_as(outputs[0])
+        d = self._outputs
+        assert d is not None
+        rows = (weights.to(d) @ d.flatten(1)).view_as(d[0])
         yield self.weight, self.weight_gradient(rows)
         if self.bias is not None:
             yield self.bias, rows.sum(0)
@@ -250,13 +252,34 @@ def _bias_of(graph: Graph, asked: Mapping[int, Tensor], node: Node, place: int) 
     return asked[id(bias)]
 
 
+def _symmetric_form(kernel: Tensor, d: Tensor) -> Tensor:
+    r"""Returns $\langle K d_i, d_j \rangle$ of a symmetric K `[N, N]` and d `[T, N, O]`, `[T, T]`.
+
+    Only the blocks of K up to the diagonal are multiplied: those above it give the transpose.
+    """
+    n = len(kernel)
+    half = torch.zeros(len(d), len(d), dtype=_widest(d), device=d.device)
+    size = max(64, n // 8)
+    for start in range(0, n, size):
+        end = min(start + size, n)
+        rows = kernel[start:end, :end].clone()
+        rows[:, start:] /= 2
+        half += inner_products((rows @ d[:, :end]).flatten(1), d[:, start:end].flatten(1))
+    return half + half.T
+
+
+def _widest(tensor: Tensor) -> torch.dtype:
+    """Returns the precision in which sums are taken: float64 where the device has it."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
 def inner_products(rows: Tensor, others: Tensor) -> Tensor:
     """Returns the products of each row with each of the others, `[n, m]`, float64 where there is.
 
     Short pieces are multiplied in the precision of the rows, and summed in float64: faster than one
     long product, and digits more accurate.
     """
-    wide = torch.float32 if rows.device.type == "mps" else torch.float64
+    wide = _widest(rows)
     n, size = rows.shape
     piece = 4096
     whole = size // piece * piece

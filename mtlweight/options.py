@@ -154,11 +154,15 @@ def _explain(cls: type, model: type[BaseModel], error: ValidationError) -> str:
         return f"{cls.__name__} has no option `{name}`.{hint} Its options are {', '.join(known)}."
     if first["type"] == "missing":
         return f"{cls.__name__} needs `{name}`: call {_call(cls)}."
-    value = " ".join(repr(first["input"]).split())
+    value = _shown(first["input"])
     if first["type"] == "is_instance_of":
         kind = first["ctx"]["class"]
         return f"{cls.__name__}: `{name}` must be a {kind}, such as Equal(tasks), got {value}."
     return f"{cls.__name__}: `{name}` = {value} is refused: {first['msg']}."
+
+
+def _shown(value: Any) -> str:
+    return " ".join(repr(value).split())  # that of a module has many lines
 
 
 P = ParamSpec("P")
@@ -178,7 +182,7 @@ def checked(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, 
         if len(args) > len(names):
             raise OptionError(
                 f"{cls.__name__} takes {', '.join(names)} by position and everything else by name, "
-                f"got {list(args)!r}."
+                f"got {_shown(args)}."
             )
         options: dict[str, Any] = dict(zip(names, args, strict=False))
         if twice := sorted(options.keys() & kwargs.keys()):
@@ -192,6 +196,6 @@ def checked(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, 
         if "tasks" not in options:
             raise OptionError(f"{cls.__name__} needs `tasks`: call {_call(cls)}.")
         tasks = options.pop("tasks")
-        init(self, tasks, **check_options(cls, options))  # type: ignore[arg-type]
+        init(self, tasks, **check_options(cls, options))
 
     return checked_init  # type: ignore[return-value]

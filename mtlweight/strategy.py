@@ -168,6 +168,8 @@ class Strategy(Stateful, ABC):
         self.late_errors.raise_ready()
         with _no_autocast(step.values.device), self.undone_if_refused():
             step = average_over_ranks(self.num_tasks, step, numbers)
+            if counts is None:
+                step = replace(step, counts=None)
             good = self._check_values(step)
             if independent:
                 step = replace(step, others=self._read_others(step, independent))

@@ -65,6 +65,55 @@ class DTP(MetricStrategy):
         return -((1 - kappa) ** self.gamma) * kappa.log()
 
 
+class FMTL(MetricStrategy):
+    r"""Focal weighting by metrics: favours the tasks that are difficult, by a metric in [0, 1].
+
+    $$w_i = (1-\kappa_i)^\gamma \Big/ \sum_j (1-\kappa_j)^\gamma$$
+
+    with $\kappa_i$ the smoothed metric of task i (larger is better): the focusing factor of `DTP`
+    without its logarithm, made to sum to one. Uniform until the first metrics. $\kappa$ counts as
+    at most 0.999 (ours), so that a task that is perfect keeps a little. The authors' code never
+    uses its $\gamma$ and stays at 1; here it counts.
+
+    Use it when every task has a metric between 0 and 1 that means the same for all, such as an
+    accuracy, and no single-task networks are at hand. Not when tasks have different ceilings: one
+    that can reach no more than 0.5 is favoured for good, where `Achievement` asks what it could
+    reach.
+
+    Args:
+        tasks: The names of the tasks, or their number.
+        gamma: $\gamma$, the focus on difficult tasks; 0 gives equal weights.
+        smoothing: The share of the past in the smoothed metrics.
+        **options: See `Options`.
+
+    Raises:
+        ValueError: A metric is not between 0 and 1.
+
+    Source: the baseline `fmtl` in the authors' code for Yun & Cho, *Achievement-based training
+    progress balancing for multi-task learning*, ICCV 2023, after the focal loss of Lin et al., ICCV
+    2017.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        *,
+        gamma: NonNegative = 2.0,
+        smoothing: Past = 0.9,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(tasks, smoothing=smoothing, **options)
+        self.gamma = gamma
+
+    def refuse_metric(self, task: str, metric: float) -> str | None:
+        """Returns why a metric is out of range, or None."""
+        return None if 0 <= metric <= 1 else "FMTL reads metrics from 0 to 1, such as an accuracy"
+
+    def weigh(self, metrics: Tensor) -> Tensor:
+        focus = (1 - metrics).clamp_min(1e-3) ** self.gamma
+        return focus / focus.sum()
+
+
 class Achievement(MetricStrategy):
     r"""Achievement-based balancing: favours the tasks furthest from their single-task networks.
 

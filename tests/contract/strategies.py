@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mtlweight
-from mtlweight import LogLosses, Strategy
+from mtlweight import (
+    Bounded,
+    Every,
+    LogLosses,
+    Preference,
+    Smoothed,
+    Strategy,
+    Tempered,
+    WarmUp,
+)
 
 TASKS = ("a", "b", "c")
 
@@ -46,11 +56,47 @@ def _with(name: str, option: str, **fixed: Any) -> Callable[..., Strategy]:
     return build
 
 
-def _logs(inner: Callable[..., Strategy]) -> Callable[..., Strategy]:
+_LATEST: dict[str, Callable[[], Any]] = {}
+
+
+def replay(losses: Callable[[], Any]) -> None:
+    """Sets the losses that strategies take as held-out ones: by default the latest made here."""
+    _LATEST["losses"] = losses
+
+
+def held_out() -> Any:
+    return _LATEST["losses"]()
+
+
+def held_out_total() -> Tensor:
+    found = held_out()
+    return torch.stack(list(found.values() if isinstance(found, Mapping) else found)).sum()
+
+
+def _with_main(name: str) -> Callable[..., Strategy]:
     def build(tasks: Sequence[str] | int, **options: Any) -> Strategy:
-        return LogLosses(inner(tasks, **options))
+        main = "0" if isinstance(tasks, int) else min(tasks)
+        strategy: Strategy = CLASSES[name](tasks, main=main, **options)
+        return strategy
 
     return build
+
+
+def _logs(inner: Callable[..., Strategy]) -> Callable[..., Strategy]:
+    return _around(LogLosses, inner)
+
+
+def _around(
+    wrap: Callable[[Strategy], Strategy], inner: Callable[..., Strategy]
+) -> Callable[..., Strategy]:
+    def build(tasks: Sequence[str] | int, **options: Any) -> Strategy:
+        return wrap(inner(tasks, **options))
+
+    return build
+
+
+def _prefer(inner: Strategy) -> Strategy:
+    return Preference({task: constant_of(task) for task in inner.tasks}, inner)
 
 
 @dataclass(frozen=True)
@@ -68,6 +114,11 @@ class Case:
         heads: What multiplies the gradient of a head by default: its "weight", "one", or the slope
             of the "log" of its loss.
         one: Whether the weights of the tasks present sum to one.
+        looks_ahead: Whether it takes held-out losses at the end of a trial step: that needs all
+            gradients on every rank, and goes by the scale of the losses.
+        logs: Whether it is fed logarithms of the losses.
+        wrapped: Whether a wrapper changes its weights: then `"equal-norm"` is that of the inner
+            gradient, and its scalar is worth the weighted sum of the losses.
     """
 
     name: str
@@ -80,6 +131,8 @@ class Case:
     heads: str = "weight"
     one: bool = False
     logs: bool = False
+    looks_ahead: bool = False
+    wrapped: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -113,9 +166,114 @@ REGISTERED = {
     ),
     "rlw": Case("rlw", _registered("rlw"), deterministic=False, one=True),
     "uw": Case("uw", _registered("uw")),
+    "famo": Case("famo", _registered("famo"), nonnegative=True, one=True),
+    "group_dro": Case("group_dro", _registered("group_dro"), one=True),
+    "tchebycheff": Case("tchebycheff", _registered("tchebycheff"), one=True),
+    "stch": Case("stch", _registered("stch"), nonnegative=True),
+    "bmtl": Case("bmtl", _registered("bmtl")),
+    "pbi": Case("pbi", _registered("pbi")),
+    "cosmos": Case("cosmos", _registered("cosmos")),
+    "go4align": Case("go4align", _registered("go4align"), nonnegative=True),
+    "ldc_mtl": Case("ldc_mtl", _registered("ldc_mtl")),
+    "scale_invariant": Case("scale_invariant", _registered("scale_invariant"), nonnegative=True),
+    "softadapt": Case("softadapt", _registered("softadapt", lookback=1, beta=5.0), one=True),
+    "relobralo": Case(
+        "relobralo",
+        _registered("relobralo", alpha=0.5, rho=0.5, temperature=1.0),
+        deterministic=False,
+        one=True,
+    ),
+    "uw_o": Case("uw_o", _registered("uw_o"), nonnegative=True),
+    "uw_so": Case("uw_so", _registered("uw_so"), nonnegative=True, one=True),
+    "revised_uw": Case("revised_uw", _registered("revised_uw")),
+    "lbtw": Case("lbtw", _registered("lbtw")),
+    "cov": Case("cov", _registered("cov"), one=True),
+    "slaw": Case("slaw", _registered("slaw"), one=True),
+    "igb_v1": Case("igb_v1", _registered("igb_v1", base_epoch=0), nonnegative=True),
+    "fmtl": Case("fmtl", _registered("fmtl"), metrics=True, one=True),
+    "doremi": Case("doremi", _with("doremi", "references"), one=True),
+    "online_mixing": Case("online_mixing", _registered("online_mixing"), one=True),
+    "pike": Case("pike", _registered("pike"), gradients=True, one=True),
+    "variance_aware": Case(
+        "variance_aware", _registered("variance_aware"), gradients=True, one=True
+    ),
+    "imtl_g": Case("imtl_g", _registered("imtl_g"), gradients=True, heads="one", one=True),
+    "imtl": Case("imtl", _registered("imtl", learning_rate=1e-12), gradients=True, heads="one"),
+    "aligned_mtl": Case("aligned_mtl", _registered("aligned_mtl"), gradients=True, heads="one"),
+    "config": Case("config", _registered("config"), gradients=True, heads="one"),
+    "gradvac": Case(
+        "gradvac", _registered("gradvac"), gradients=True, heads="one", deterministic=False
+    ),
+    "gradnorm": Case(
+        "gradnorm", _registered("gradnorm"), nonnegative=True, gradients=True, one=True
+    ),
+    "krum": Case("krum", _registered("krum"), gradients=True, heads="one", one=True),
+    "vqgan": Case("vqgan", _with_main("vqgan"), gradients=True),
+    "encodec": Case("encodec", _registered("encodec"), gradients=True),
+    "lra": Case("lra", _with_main("lra"), gradients=True),
+    "excess_mtl": Case("excess_mtl", _registered("excess_mtl"), gradients=True, one=True),
+    "moco": Case("moco", _registered("moco"), expressible=False, gradients=True, heads="one"),
+    "m_config": Case(
+        "m_config",
+        _registered("m_config"),
+        expressible=False,
+        gradients=True,
+        heads="one",
+        deterministic=False,
+    ),
+    "graddrop": Case(
+        "graddrop",
+        _registered("graddrop"),
+        expressible=False,
+        gradients=True,
+        heads="one",
+        deterministic=False,
+    ),
+    "trimmed_mean": Case(
+        "trimmed_mean", _registered("trimmed_mean"), expressible=False, gradients=True, heads="one"
+    ),
+    "modo": Case("modo", _registered("modo"), gradients=True, heads="one", one=True),
+    "sdmgrad": Case("sdmgrad", _registered("sdmgrad"), gradients=True, heads="one", one=True),
+    "auto_lambda": Case(
+        "auto_lambda",
+        _registered("auto_lambda", validation=held_out, learning_rate=0.1),
+        gradients=True,
+        looks_ahead=True,
+    ),
+    "moml": Case(
+        "moml", _registered("moml", validation=held_out), gradients=True, one=True, looks_ahead=True
+    ),
+    "forum": Case(
+        "forum",
+        _registered("forum", validation=held_out, training=held_out),
+        expressible=False,
+        gradients=True,
+        looks_ahead=True,
+    ),
+    "igb_v2": Case(
+        "igb_v2",
+        _registered(
+            "igb_v2",
+            base_epoch=0,
+            update_after=1,
+            random_epochs=3,
+            update_every=5,
+            memory=64,
+            hidden=16,
+        ),
+        nonnegative=True,
+        deterministic=False,
+    ),
+    "slgrad": Case(
+        "slgrad",
+        _registered("slgrad", validation=held_out_total, learning_rate=0.1),
+        one=True,
+        looks_ahead=True,
+    ),
 }
 
 VARIANTS = [
+    Case("stch_no_warmup", _registered("stch", warmup=0), nonnegative=True),
     Case(
         "achievement_arithmetic",
         _with("achievement", "references", total="arithmetic", normalization="sum"),
@@ -155,6 +313,48 @@ VARIANTS = [
         deterministic=False,
         logs=True,
     ),
+    Case(
+        "smoothed_mgda",
+        _around(lambda inner: Smoothed(0.9, inner), _registered("mgda")),
+        gradients=True,
+        heads="one",
+        wrapped=True,
+    ),
+    Case(
+        "every_pcgrad",
+        _around(lambda inner: Every(3, inner), _registered("pcgrad")),
+        gradients=True,
+        heads="one",
+        deterministic=False,
+        wrapped=True,
+    ),
+    Case(
+        "bounded_gls",
+        _around(lambda inner: Bounded(inner, floor=0.25), _registered("gls")),
+        nonnegative=True,
+        wrapped=True,
+    ),
+    Case(
+        "warm_up_dwa",
+        _around(lambda inner: WarmUp(1, inner), _registered("dwa")),
+        one=True,
+        wrapped=True,
+    ),
+    Case(
+        "tempered_focal_achievement",
+        _around(lambda inner: Tempered(0.5, inner), _with("focal_achievement", "references")),
+        metrics=True,
+        one=True,
+        wrapped=True,
+    ),
+    Case(
+        "db_mtl_no_past_preferred",
+        _around(_prefer, _registered("db_mtl", beta=0.0)),
+        nonnegative=True,
+        gradients=True,
+        heads="log",
+        wrapped=True,
+    ),
 ]
 
 CASES = [*REGISTERED.values(), *VARIANTS]
@@ -192,6 +392,20 @@ def batch(
 def losses_of(
     network: nn.Module, data: tuple[Tensor, dict[str, Tensor]]
 ) -> tuple[Tensor, dict[str, Tensor]]:
+    alive = weakref.ref(network)
+
+    def again() -> dict[str, Tensor]:
+        network = alive()
+        assert network is not None, "the latest network is gone: use `replay`"
+        return _forward(network, data)[1]
+
+    replay(again)
+    return _forward(network, data)
+
+
+def _forward(
+    network: nn.Module, data: tuple[Tensor, dict[str, Tensor]]
+) -> tuple[Tensor, dict[str, Tensor]]:
     x, targets = data
     features, outputs = network(x)
     return features, {task: F.mse_loss(outputs[task], target) for task, target in targets.items()}
@@ -203,7 +417,15 @@ def plane(
     """Returns a leaf, and losses worth `values` (ones) whose gradients are the rows `[T, P]`."""
     theta = torch.zeros(jacobian.shape[1], dtype=jacobian.dtype, requires_grad=True)
     worth = torch.ones(len(jacobian)) if values is None else torch.as_tensor(values)
-    return theta, [row @ theta + value for row, value in zip(jacobian, worth, strict=True)]
+    alive = weakref.ref(theta)
+
+    def losses() -> list[Tensor]:
+        theta = alive()
+        assert theta is not None, "the latest plane is gone: use `replay`"
+        return [row @ theta + value for row, value in zip(jacobian, worth, strict=True)]
+
+    replay(losses)
+    return theta, losses()
 
 
 def solve(

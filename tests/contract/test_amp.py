@@ -78,7 +78,8 @@ def test_autocast_does_not_reach_the_weights(case: Case, inside: bool) -> None:
 INVARIANT = [
     case
     for case in CASES
-    if case.name not in ("uw", "imtl_l", "log_uw") and not (case.logs or "db_mtl" in case.name)
+    if case.name not in ("uw", "imtl_l", "log_uw", "igb_v2")
+    and not (case.logs or case.looks_ahead or "db_mtl" in case.name)
 ]
 
 

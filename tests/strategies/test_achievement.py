@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtlweight import DTP, Achievement, FocalAchievement
+from mtlweight import DTP, FMTL, Achievement, FocalAchievement
 from tests.contract.strategies import plane, solve
 
 T = 4
@@ -145,3 +147,91 @@ def test_absent_tasks_leave_their_share_to_the_others() -> None:
     strategy({"0": theta[0], "2": theta[2]})
     wanted = shares[[0, 2]] / shares[[0, 2]].sum()
     torch.testing.assert_close(strategy.weights[[0, 2]], wanted)
+
+
+def test_fmtl_by_hand() -> None:
+    strategy = FMTL(["a", "b", "c"])
+    assert strategy.weights.tolist() == pytest.approx([1 / 3] * 3)
+    strategy.end_epoch({"c": 0.9, "a": 0.5, "b": 0.8})
+    assert strategy.weights.tolist() == pytest.approx([25 / 30, 4 / 30, 1 / 30])
+    strategy.end_epoch({"a": 0.9, "b": 0.8, "c": 0.9})  # smoothed: .54, .8, .9
+    wanted = torch.tensor([0.46, 0.2, 0.1]).square()
+    torch.testing.assert_close(strategy.weights, wanted / wanted.sum())
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=5), st.floats(0, 4))
+def test_fmtl_falls_with_the_metric(metrics: list[float], gamma: float) -> None:
+    strategy = FMTL(len(metrics), gamma=gamma)
+    strategy.end_epoch(metrics)
+    assert strategy.weights.sum().item() == pytest.approx(1, abs=1e-6)
+    assert (strategy.weights > 0).all()
+    order = sorted(range(len(metrics)), key=lambda i: metrics[i])
+    ordered = strategy.weights[order].tolist()
+    assert ordered == sorted(ordered, reverse=True)
+
+
+def test_fmtl_by_its_focus() -> None:
+    """0 is uniform; and 2, its default, is not 1, as it is in the code that inspired it."""
+    weights = {}
+    for gamma in (0.0, 1.0, 2.0):
+        strategy = FMTL(2, gamma=gamma)
+        strategy.end_epoch([0.4, 0.8])
+        weights[gamma] = strategy.weights.tolist()
+    assert weights[0.0] == pytest.approx([1 / 2, 1 / 2])
+    assert weights[1.0] == pytest.approx([3 / 4, 1 / 4])
+    assert weights[2.0] == pytest.approx([9 / 10, 1 / 10])
+    strategy = FMTL(2)
+    strategy.end_epoch([1.0, 1.0])
+    assert strategy.weights.tolist() == pytest.approx([1 / 2, 1 / 2])
+    strategy = FMTL(2, smoothing=0.0)
+    strategy.end_epoch([1.0, 0.5])  # a perfect task keeps a little
+    assert strategy.weights.tolist() == pytest.approx([4e-6, 1 - 4e-6], abs=1e-8)
+
+
+def test_fmtl_reads_shares_alone() -> None:
+    for bad in (1.2, -0.1, 27.0):
+        with pytest.raises(ValueError, match=str(bad)):
+            FMTL(1).end_epoch([bad])
+
+
+def test_fmtl_does_not_see_the_losses() -> None:
+    """Its weights; its gradient follows their scales, and it may hurt a task."""
+    jacobian = torch.tensor([[1.0, 0.0], [-3.0, 1.0]]).double()
+    directions = []
+    for c in (1.0, 10.0):
+        strategy = FMTL(2)
+        strategy.end_epoch([0.5, 0.5])
+        rows = jacobian * torch.tensor([[c], [1.0]])
+        d, w = solve(strategy, rows, [c, 1.0])
+        assert w.tolist() == pytest.approx([0.5, 0.5])
+        directions.append(d / d.norm())
+        if c == 1.0:
+            assert (rows @ d).min() < 0
+    assert not torch.allclose(directions[0], directions[1], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "wanted"),
+    [("softmax", (0.4045, 0.2958, 0.2997)), ("sum", (0.8904, 0.0368, 0.0727))],
+)
+def test_achievement_with_the_authors_potentials(
+    normalization: Any, wanted: tuple[float, ...]
+) -> None:
+    """A softmax of numbers between 0 and 1 is nearly flat."""
+    strategy = Achievement(3, [0.4443, 0.8082, 0.4553], normalization=normalization)
+    strategy.end_epoch([0.20, 0.75, 0.40])
+    assert strategy.weights.tolist() == pytest.approx(wanted, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "wanted"),
+    [
+        (1.0, (0.207, 0.209, 0.248, 0.335)),
+        (2.0, (0.165, 0.168, 0.236, 0.431)),
+        (4.0, (0.092, 0.095, 0.188, 0.625)),
+    ],
+)
+def test_focal_on_gaps_of_the_size_in_the_paper(gamma: float, wanted: tuple[float, ...]) -> None:
+    strategy = FocalAchievement(4, [29.92, 29.93, 30.1, 30.4], gamma=gamma)
+    strategy.end_epoch([30.0] * 4)
+    assert strategy.weights.tolist() == pytest.approx(wanted, abs=6e-4)

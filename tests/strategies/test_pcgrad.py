@@ -29,6 +29,37 @@ def test_in_the_order_of_the_tasks(tasks: int, seed: int) -> None:
     torch.testing.assert_close(d, slow(jacobian, [list(range(tasks))] * tasks))
 
 
+def test_a_gradient_is_never_projected_on_itself() -> None:
+    """Two published implementations do so, once others have turned it against its old self."""
+    differ = 0
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        jacobian = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+        d, _ = solve(PCGrad(4, shuffle=False), jacobian)
+        torch.testing.assert_close(d, slow(jacobian, [list(range(4))] * 4))
+        itself = torch.zeros_like(d)
+        for i in range(4):
+            v = jacobian[i].clone()
+            for g in jacobian:
+                v = v - (v @ g).clamp_max(0) / (g @ g) * g
+            itself += v
+        differ += int((d - itself).norm() > 1e-3)
+    assert differ > 0
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 8, 40])
+def test_the_orders_are_those_of_the_seed(tasks: int) -> None:
+    """Task by task, one permutation each: a run can be repeated from its seed and step."""
+    strategy = PCGrad(tasks, seed=3)
+    for step in range(3):
+        generator = torch.Generator().manual_seed(1000 * tasks + step)
+        jacobian = torch.randn(tasks, 7, generator=generator, dtype=torch.float64)
+        drawn = strategy.generator()
+        orders = [torch.randperm(tasks, generator=drawn).tolist() for _ in range(tasks)]
+        d, _ = solve(strategy, jacobian)
+        torch.testing.assert_close(d, slow(jacobian, orders), rtol=1e-6, atol=1e-6)
+
+
 def test_shuffled_it_is_one_of_the_orders() -> None:
     import itertools
 

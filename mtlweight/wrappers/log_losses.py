@@ -1,4 +1,4 @@
-"""Strategies around a strategy."""
+"""Logarithms of the losses."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from mtlweight.inputs import Metrics, Step
 from mtlweight.options import NonNegative, OptionError
 from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import Shared
+from mtlweight.wrappers.base import Wrapper
 
 
-class LogLosses(Strategy):
+class LogLosses(Wrapper):
     r"""Feeds a strategy the logarithms of the losses, which takes their scales out.
 
     $$\ell_i = \log(L_i + \epsilon)$$
 
     As in `LogLosses(PCGrad(tasks))`. The weights reported are those of the losses themselves:
     the inner ones times $1 / (L_i + \epsilon)$.
+
+    Use it when the losses are positive and of different units, with a strategy that reads their
+    gradients as they are, such as `PCGrad`, `MGDA` or `NashMTL`. Not when the strategy takes
+    logarithms itself, or when a loss comes close to zero, where its weight has no bound.
 
     Args:
         inner: The strategy to feed.
@@ -35,23 +40,14 @@ class LogLosses(Strategy):
     """
 
     def __init__(self, inner: Strategy, *, epsilon: NonNegative = 1e-8) -> None:
-        if not isinstance(inner, Strategy):
-            raise OptionError(
-                f"LogLosses feeds a strategy, got {inner!r}: write LogLosses(PCGrad(tasks))."
-            )
         if inner.nonnegative_losses:
             raise OptionError(
                 f"{type(inner).__name__} takes logarithms itself, and those of losses below one "
                 "are negative: use it without LogLosses."
             )
-        super().__init__(inner.tasks)
-        self.inner = inner
+        super().__init__(inner)
+        self.rescale = "none"  # it is the inner weights, of the logarithms, that have a length
         self.epsilon = epsilon
-
-    @property
-    def waits(self) -> bool:
-        """Whether the inner strategy does."""
-        return self.inner.waits
 
     @property
     def nonnegative_losses(self) -> bool:
@@ -70,11 +66,12 @@ class LogLosses(Strategy):
         logs = self._logs(step)
         slopes = 1 / (step.seen + self.epsilon)
         inner = self.inner.advance(logs, shared)
-        return Weighed(
-            inner.weights * slopes,
-            inner.value,
-            lambda value, weights: inner.spend(value, weights / slopes),
-        )
+        weights = inner.weights * slopes
+
+        def spend(value: Tensor, changed: Tensor) -> Tensor:
+            return inner.spend(value, inner.weights if changed is weights else changed / slopes)
+
+        return Weighed(weights, inner.value, spend)
 
     def spend_step(self, step: Step, shared: Shared | None) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns how the inner strategy spends weights."""

@@ -1,0 +1,102 @@
+"""Aligning the principal components of the task gradients."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtlweight.inputs import Metrics
+from mtlweight.options import GradientOptions, OptionError, Tasks
+from mtlweight.strategies.fixed import per_task
+from mtlweight.strategy import GramStrategy
+
+Scale = Literal["min", "median", "rmse"]
+
+
+class AlignedMTL(GramStrategy):
+    r"""Independent component alignment: orthogonal gradients of equal length, near the given ones.
+
+    $$G = V \Lambda V^\top, \qquad w = \sqrt{\sigma}\, V \Lambda^{-1/2} V^\top p$$
+
+    over the eigenvalues that are not zero, with $\sigma$ the least of them. The rows of
+    $\sqrt\sigma\, G^{-1/2} J$ are orthogonal and of length $\sqrt\sigma$; the step is their sum
+    weighted by the preference p. Ours is what counts as zero: eigenvalues below the precision of
+    float64, and as many more as gradients depend on each other, by the eigenvalues of their cosines
+    below $10^{-12}$ of the largest. That is an angle of a millionth, about what is left between
+    gradients that ought to be equal: kept, such rounding would be $\sigma$, and stop the training.
+    A task without gradient has no say, and gets the mean weight of the others (ours).
+
+    Use it when training is unstable because gradients dominate or conflict: the system of gradients
+    it leaves has condition number one. Not when two tasks have almost the same gradient, or one has
+    a very short one: with `"min"` the step is as short as their least component; `scale="median"`
+    or `"rmse"` keeps a longer one.
+
+    Args:
+        tasks: The names of the tasks, or their number.
+        scale: $\sigma$: the least of the eigenvalues, as in the paper, their lower `"median"`, or
+            their mean (`"rmse"`).
+        preference: p, non-negative and not all zero: a mapping from task name, or `[T]`, taken as
+            it is. By default $1/n$ for each of the n tasks present; ones give the authors' sum.
+        **options: See `GradientOptions`.
+
+    Raises:
+        OptionError: A preference is missing, negative or not finite, or all are zero.
+
+    Source: Senushkin et al., *Independent component alignment for multi-task learning*, CVPR 2023,
+    arXiv 2305.19000, algorithm 1. On features (`shared=features`) it is their faster variant.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        *,
+        scale: Scale = "min",
+        preference: Metrics | None = None,
+        **options: Unpack[GradientOptions],
+    ) -> None:
+        super().__init__(tasks, **options)
+        self.scale = scale
+        self.preference: Tensor | None = None
+        if preference is not None:
+            given = per_task(self.tasks, preference, "preference")
+            if bad := [task for task, share in given.items() if share < 0]:
+                raise OptionError(
+                    f"The preference of task {bad[0]!r} is {given[bad[0]]!r}: it must not be "
+                    "negative."
+                )
+            if not any(given.values()):
+                raise OptionError("All of `preference` is zero: at least one task must be learned.")
+            self.preference = torch.tensor(list(given.values()), dtype=torch.float64)
+
+    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
+        p = torch.full_like(losses, 1 / len(losses))
+        if self.preference is not None:
+            here = self.present if isinstance(self.present, slice) else self.present.cpu()
+            p = self.preference[here]
+        moves = gram.numpy().diagonal() > 0
+        if not moves.any():
+            return p
+        values, vectors = np.linalg.eigh(gram.numpy())
+        rank = _independent(gram.numpy())
+        kept = (values > len(values) * np.finfo(values.dtype).eps * values[-1])[-rank:]
+        values, vectors = values[-rank:][kept], vectors[:, -rank:][:, kept]
+        square = {
+            "min": values[0],
+            "median": values[(len(values) - 1) // 2],
+            "rmse": values.mean(),
+        }[self.scale]
+        weights = vectors @ (np.sqrt(square / values) * (vectors.T @ p.numpy()))
+        weights[~moves] = max(weights[moves].mean(), 0.0)
+        return torch.from_numpy(weights)
+
+
+def _independent(gram: NDArray[np.float64]) -> int:
+    """Returns the number of gradients that are independent of each other, whatever their scales."""
+    norms = np.sqrt(gram.diagonal())
+    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    values = np.linalg.eigvalsh(inverse[:, None] * gram * inverse)
+    return int((values > 1e-12 * values[-1]).sum())

@@ -1,0 +1,95 @@
+"""The conflict-free direction: the same angle to every task gradient."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtlweight.options import GradientOptions, Tasks
+from mtlweight.strategy import GramStrategy
+
+Array = NDArray[np.float64]
+Length = Literal["projection", "minimum", "harmonic", "geometric", "arithmetic", "maximum"]
+
+
+class ConFIG(GramStrategy):
+    r"""Conflict-free inverse gradients: a step at the same angle to every task gradient.
+
+    $$q = C^+ \mathbf{1}, \qquad \hat u \parallel \sum_i q_i u_i, \qquad
+    d = \Big( \sum_i g_i \cdot \hat u \Big)\, \hat u, \qquad
+    w_i = \kappa\, q_i / \lVert g_i \rVert$$
+
+    with $u_i = g_i / \lVert g_i \rVert$, $C_{ij} = u_i \cdot u_j$ and $\kappa$ what the length of d
+    asks for. The matrix C is all it needs. Eigenvalues of C below $10^{-10}$ of the largest count
+    as zero (ours): gradients less than some $10^{-5}$ apart in angle are taken as one, since their
+    difference is mostly rounding and would be multiplied with weights of $10^5$. Where no direction
+    has the same angle to all, which takes linearly dependent gradients, it is the one closest to
+    that by least squares; exact opposites cancel. A task without gradient has no say, and gets the
+    mean weight of the others (ours), which only its head can feel.
+
+    Use it when the losses differ in scale or kind, as the equations and boundary conditions of a
+    physics-informed network do, and none may be raised by a step: the angle does not depend on the
+    scales. Not when there are more tasks than gradients can be independent, or when one gradient is
+    noise alone: it is given the same angle as the others.
+
+    Args:
+        tasks: The names of the tasks, or their number.
+        length: The $n_i$ in $\lVert d \rVert = \sum_i n_i \cos(g_i, d)$: `"projection"`, the length
+            of each gradient; or for all tasks alike their `"minimum"`, `"harmonic"` mean,
+            `"geometric"` mean, `"arithmetic"` mean or `"maximum"`.
+        **options: See `GradientOptions`.
+
+    Source: Liu, Chu & Thuerey, *ConFIG: towards conflict-free training of physics informed neural
+    networks*, ICLR 2025, arXiv 2408.11104; the lengths are those of the authors' code.
+    """
+
+    def __init__(
+        self, tasks: Tasks, *, length: Length = "projection", **options: Unpack[GradientOptions]
+    ) -> None:
+        super().__init__(tasks, **options)
+        self.length = length
+
+    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
+        norms = np.sqrt(gram.numpy().diagonal())
+        moves = norms > 0
+        if not moves.any():
+            return torch.full_like(losses, 1.0)
+        q, cosines = equal_cosines(gram.numpy())
+        n = norms[moves]
+        lengths = np.zeros_like(norms)
+        lengths[moves] = {
+            "projection": lambda: n,
+            "minimum": n.min,
+            "harmonic": lambda: 1 / (1 / n).mean(),
+            "geometric": lambda: np.exp(np.log(n).mean()),
+            "arithmetic": n.mean,
+            "maximum": n.max,
+        }[self.length]()
+        square = q @ cosines  # the squared length of the sum of the q_i u_i
+        scale = (lengths @ cosines) / square if square > 0 else lengths[moves].mean()
+        weights = scale * np.divide(q, norms, out=np.zeros_like(q), where=moves)
+        weights[~moves] = max(weights[moves].mean(), 0.0)
+        return torch.from_numpy(weights)
+
+
+def equal_cosines(gram: Array) -> tuple[Array, Array]:
+    """Returns q `[n]` whose sum of q_i u_i has the same product with each unit gradient u_i: one.
+
+    And the products, `[n]`, which are not one but closest to it by least squares where the u_i are
+    linearly dependent. Where those are zero, q is one: the u_i add up to nothing. Both are zero for
+    gradients that vanish, of which there is at least one that does not.
+    """
+    norms = np.sqrt(gram.diagonal())
+    moves = norms > 0
+    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=moves)
+    values, vectors = np.linalg.eigh(inverse[:, None] * gram * inverse)
+    kept = values > 1e-10 * values[-1]
+    values, vectors = values[kept], vectors[:, kept]
+    sums = vectors.T @ moves
+    if sums @ sums <= 1e-10:
+        return moves.astype(np.float64), np.zeros_like(norms)
+    return moves * (vectors @ (sums / values)), moves * (vectors @ sums)

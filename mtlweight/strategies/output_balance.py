@@ -1,0 +1,130 @@
+"""Balancing losses by their gradients at the output that they share."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Unpack
+
+import torch
+from torch import Tensor
+
+from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.inputs import Metrics
+from mtlweight.options import GradientOptions, OptionError, Past, Positive, Tasks
+from mtlweight.running import updated
+from mtlweight.strategies.fixed import per_task
+from mtlweight.strategy import GradientStrategy, Parts, among
+
+
+class EnCodec(GradientStrategy):
+    r"""The loss balancer of EnCodec: gives each loss its share of the gradient at the output.
+
+    $$n_i = \frac1B \sum_b \lVert \partial L_i / \partial y_b \rVert, \qquad
+    \langle n_i \rangle = \frac{\sum_k \beta^{K-k} n_i^{(k)}}{\sum_k \beta^{K-k}}, \qquad
+    w_i = \frac{\lambda_i}{\sum_j \lambda_j} \frac{R}{\langle n_i \rangle}$$
+
+    with y the output of the network for the B items of a batch: `strategy(losses, shared=output)`.
+    The ratios $\lambda$ say how much each loss moves the output, whatever the scale of the losses,
+    and the network is walked backwards once. Several outputs of the same B items count as one.
+
+    Ours: parameters given or found as what is shared count as a single item; a step in which a loss
+    has no gradient leaves its mean as it is, where it would enter as a zero, and a loss that never
+    had one gets the mean weight of the others. Saved and loaded with the strategy, which the
+    published code does not do.
+
+    Use it when losses of different kinds judge the same output, as pixel, perceptual and
+    adversarial losses do in super-resolution, and their shares should be set rather than searched
+    for. Not when tasks have outputs of their own, and nothing but parameters in common.
+
+    Args:
+        tasks: The names of the tasks, or their number.
+        ratios: $\lambda$, positive: a mapping from task name, or `[T]`; equal by default.
+        total_norm: R, which is a factor of the learning rate.
+        beta: $\beta$, the share of the past in the mean lengths.
+        **options: See `GradientOptions`.
+
+    Attributes:
+        sums: The numerators of the mean lengths, `[T]`.
+        counts: Their denominators, `[T]`.
+
+    Raises:
+        OptionError: A ratio is missing or not positive.
+        ValueError: The features given are of unequal numbers of items.
+
+    Source: Défossez, Copet, Synnaeve & Adi, *High fidelity neural audio compression*, arXiv
+    2210.13438, section 3.4, with the authors' code.
+    """
+
+    paper_weights_heads: ClassVar[bool] = True
+    shares: Tensor
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        *,
+        ratios: Metrics | None = None,
+        total_norm: Positive = 1.0,
+        beta: Past = 0.999,
+        **options: Unpack[GradientOptions],
+    ) -> None:
+        super().__init__(tasks, **options)
+        self.total_norm = total_norm
+        self.beta = beta
+        shares = self.uniform()
+        if ratios is not None:
+            given = per_task(self.tasks, ratios, "ratios")
+            if bad := [task for task, ratio in given.items() if not ratio > 0]:
+                raise OptionError(
+                    f"The ratio of task {bad[0]!r} is {given[bad[0]]!r}: it must be positive."
+                )
+            shares = torch.tensor(list(given.values()))
+        self.register_buffer("shares", shares / shares.sum())
+        self.register_buffer("sums", torch.zeros(self.num_tasks))
+        self.register_buffer("counts", torch.zeros(self.num_tasks))
+
+    def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
+        lengths = self._item_lengths(gradients)
+        moves = lengths > 1e-30 * lengths.max()
+        sums, counts = self.sums[self.present], self.counts[self.present]
+        sums = torch.where(moves, self.beta * sums + lengths.clamp_max(1e30).to(sums), sums)
+        counts = torch.where(moves, self.beta * counts + 1, counts)
+        self.sums = updated(self.sums, self.present, sums)
+        self.counts = updated(self.counts, self.present, counts)
+        shares = among(self.shares, self.present)
+        known = counts > 0
+        inverse = torch.where(known, counts / sums.clamp_min(1e-30), 0.0)
+        weights = torch.where(known, self.total_norm * shares * inverse, 0.0)
+        others = torch.where(known.any(), weights.sum() / known.sum().clamp_min(1), shares)
+        weights = torch.where(known, weights, others).to(losses)
+        return weights, Parts(weights, gradients)
+
+    def _item_lengths(self, gradients: Tensor) -> Tensor:
+        """Returns the length of each gradient, the mean of those of the items, `[n]`."""
+        if not self.on_features:
+            return _lengths(gradients)
+        numbers = {shape[0] if shape else 1 for shape in self.shapes}
+        if len(numbers) > 1:
+            raise ValueError(
+                f"The features in `shared` are of {sorted(numbers)} items, dimension 0 of each: "
+                "give features of the same batch, or `shared=encoder.parameters()`."
+            )
+        items = numbers.pop()
+        sizes = [shape.numel() for shape in self.shapes]
+        per_item = torch.stack(
+            [
+                _lengths(piece.reshape(len(gradients), items, -1))
+                for piece in torch.split(gradients, sizes, dim=1)
+            ]
+        ).square()
+        sums = torch.cat([per_item.sum(0).sqrt().sum(1), per_item.new_tensor([items])])
+        sums = sum_over_ranks(sums)
+        return sums[:-1] / sums[-1] / world_size()
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """Returns the lengths over the last dimension, in float64 where float32 could not square."""
+    found: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    if x.device.type != "mps" and not bool(((found > 1e-15) & (found < 1e15)).all()):
+        found = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+    return found

@@ -1,0 +1,281 @@
+"""Weights for single samples: what would help the main task on a held-out batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.inputs import Losses, Step, by_task
+from mtlweight.look_ahead import Surroundings
+from mtlweight.options import NonNegative, Options, Tasks
+from mtlweight.shared_leaves import walk
+from mtlweight.strategy import Strategy, Weighed
+from mtlweight.task_gradients import Shared
+
+
+class SLGrad(Strategy):
+    r"""Sample-level weighting: favours the samples of any task whose gradient helps the main task.
+
+    $$\theta' = \theta - \alpha \nabla \bar\ell, \qquad v = \nabla_{\theta'} L_{main}^{val}, \qquad
+    w_{ik} = \frac{\max(0, \langle \nabla \ell_{ik}, v \rangle)}
+    {\sum_{jl} \max(0, \langle \nabla \ell_{jl}, v \rangle)}, \qquad
+    \mathcal{L} = \sum_{ik} w_{ik}\, \ell_{ik}$$
+
+    for sample k of task i, and $\bar\ell$ the mean over tasks of the mean over samples. If no
+    sample helps, all weights are zero and the step moves nothing. Give it losses of samples:
+
+        losses = {task: F.l1_loss(out[task], target[task], reduction="none").mean((1, 2, 3)), ...}
+        loss = strategy(losses)                                   # [B] for each task
+
+    Tasks may have different numbers of samples. Given one loss for each task, it weighs the tasks
+    by the same rule. The inner products of all samples are a directional derivative, taken by
+    differentiating the backward pass of $\theta'$ once more: no pass for each sample, whatever
+    their number. That needs layers that can be differentiated twice, which fused attention and
+    compiled models can't. In a network with batch statistics the gradient of a sample includes what
+    it does to the others. The authors' code makes the trial step for real, and then a second one;
+    here the parameters are put back.
+
+    Use it when some tasks or samples are there to help one main task, with noisy or irrelevant ones
+    among them, and a clean held-out batch of the main task at hand. Not when all tasks matter: a
+    task whose gradients oppose those of the main task gets nothing.
+
+    Args:
+        tasks: The names of the tasks, or their number.
+        validation: Computes the main task's loss on the next held-out batch: takes no arguments,
+            uses the network with the parameters it has, and returns a scalar, attached. Put the
+            network into `eval()` in it if batch statistics are to stay, repeat the training loop's
+            `torch.autocast`, and with several ranks call the module itself, not its wrapper.
+        learning_rate: $\alpha$, that of the optimizer; 0 takes v where the network is.
+        **options: See `Options`.
+
+    Attributes:
+        sample_weights: $w$ of the latest call by task, `[B]` each; those of this rank. Empty before
+            the first call. Not part of the state.
+        weights: $\sum_k w_{ik}$, what stands before the mean loss of each task in the mean, `[T]`.
+
+    Raises:
+        TypeError: The held-out loss is not a tensor.
+        ValueError: The held-out loss is not a finite scalar, is detached, or does not depend on the
+            parameters behind the losses; or some losses are of samples and others of tasks.
+        RuntimeError: A layer can't be differentiated twice.
+
+    Source: Grégoire, Chaudhary & Verboven, *Sample-level weighting for multi-task learning with
+    auxiliary tasks*, Applied Intelligence 2024, arXiv 2306.04519, from the authors' code.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        *,
+        validation: Callable[[], Tensor],
+        learning_rate: NonNegative,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(tasks, **options)
+        self.validation = partial(validation)  # a bare module would become a part of this one
+        self.learning_rate = learning_rate
+        self.sample_weights: dict[str, Tensor] = {}
+        self._samples: list[Tensor] | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Each step waits: the held-out loss is looked at."""
+        return True
+
+    def forward(
+        self,
+        losses: Losses,
+        shared: Shared | None = None,
+        *,
+        counts: Mapping[str, int] | None = None,
+        independent: Sequence[Losses] = (),
+    ) -> Tensor:
+        """Returns the scalar whose gradient is the strategy's; see `Strategy`.
+
+        Args:
+            losses: Of the samples, `[B]` for each task, or of the tasks.
+            shared: See `Strategy`; read by `rescale="equal-norm"` alone.
+            counts: The number of samples behind each loss, where ranks hold unequal numbers; for
+                losses of samples it is known.
+            independent: Not read.
+        """
+        samples = _samples(self.tasks, losses)
+        if samples is not None:
+            good = [isinstance(x, Tensor) and x.is_floating_point() for x in samples.values()]
+            losses = samples  # to be refused, with its reason
+            if all(good):
+                losses = {task: loss.mean() for task, loss in samples.items()}
+                counts = {task: len(loss) for task, loss in samples.items()}
+                self._samples = list(samples.values())
+        try:
+            return super().forward(losses, shared, counts=counts, independent=independent)
+        finally:
+            self._samples = None
+
+    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
+        """Returns what the samples of each task get together, spent by what each of them gets."""
+        n, ranks = len(step.index), world_size()
+        if len(step.roots) < n:
+            names = ", ".join(self.tasks[i] for i in step.index)
+            raise ValueError(
+                f"SLGrad reads gradients, and one of the tasks {names} is absent from this rank "
+                "but present on another: give every rank each of them."
+            )
+        sizes = [1] * n if self._samples is None else [len(group) for group in self._samples]
+        every = step.values
+        if self._samples is not None:
+            every = torch.cat([group.to(every) for group in self._samples])
+
+        def spread(numbers: Tensor) -> Tensor:
+            """Returns the number of each task for each of its samples here, `[N]`."""
+            return torch.cat([x.expand(k) for x, k in zip(numbers, sizes, strict=True)])
+
+        def gathered(numbers: Tensor) -> Tensor:
+            """Returns the sums over the samples of each task on all ranks, `[n]`."""
+            return sum_over_ranks(torch.stack([x.sum() for x in torch.split(numbers, sizes)]))
+
+        # What stands before a sample in the mean of its task over all ranks.
+        parts = 1.0 if step.factors is None else spread(step.factors.to(every)) / ranks
+        parts = parts / spread(every.new_tensor(sizes))
+        scores = self._scores(every, parts / n, step)
+        if self._samples is None:  # a task's loss has a part on each rank, and one weight
+            scores = sum_over_ranks(parts * scores)
+        helps = scores.clamp_min(0)
+        total = gathered(helps).sum() if self._samples is not None else helps.sum()
+        w = torch.where(total > 0, helps / total, 0.0)
+        before = w if self._samples is not None else w * parts
+        weights = gathered(before)
+        value = gathered(before * every.detach()).sum()
+        self.sample_weights = {
+            self.tasks[i]: x for i, x in zip(step.index, torch.split(w, sizes), strict=True)
+        }
+
+        def spend(value: Tensor, changed: Tensor) -> Tensor:
+            follow = spread(torch.where(weights > 0, changed / weights, 0.0)) * before
+            alike = torch.where(spread(weights) > 0, 0.0, spread(changed) * parts)
+            return value + ranks * ((follow + alike) * (every - every.detach())).sum()
+
+        if self.rescale == "none":
+            return Weighed(weights, value, spend)
+        ratio = self._ratio(step, shared, weights, every, before)
+        return Weighed(weights * ratio, value * ratio, spend)
+
+    def _scores(self, every: Tensor, start: Tensor, step: Step) -> Tensor:
+        """Returns the inner products of the gradients of the losses `[N]` with v, `[N]`.
+
+        Up to a common factor, which the weights don't depend on.
+
+        Args:
+            every: The losses.
+            start: What stands before them in the loss of the trial step.
+            step: For messages.
+        """
+        leaves = [leaf for leaf, _ in walk([every]).leaves]
+        around = Surroundings(leaves, every.detach())
+        u = start.detach().clone().requires_grad_()
+        try:
+            rates = torch.autograd.grad(every, leaves, u, create_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            raise _once_only(error) from error
+        trial = sum_over_ranks(around.joined([x if x is None else x.detach() for x in rates]))
+        v = self._direction(around, -self.learning_rate * trial, step)
+        v = v / torch.where(v.any(), v.abs().max(), 1.0)
+        pairs = [
+            (rate, piece.to(rate.dtype))
+            for rate, piece in zip(rates, around.split(v), strict=True)
+            if rate is not None and rate.requires_grad
+        ]
+        if not pairs:
+            return torch.zeros_like(start)
+        try:
+            (scores,) = torch.autograd.grad(
+                [rate for rate, _ in pairs], u, [piece for _, piece in pairs], allow_unused=True
+            )
+        except RuntimeError as error:
+            raise _once_only(error) from error
+        if not sum_over_ranks(scores).isfinite().all():
+            raise ValueError(
+                f"The gradient of one of the losses {self._by_name(step)} is not finite: skip this "
+                "batch; torch.autograd.set_detect_anomaly(True) shows where it comes from."
+            )
+        return scores
+
+    def _direction(self, around: Surroundings, by: Tensor, step: Step) -> Tensor:
+        """Returns v, the gradient of the held-out loss at the end of the trial step, `[P]`."""
+        with around.moved(by), torch.enable_grad():
+            loss = self.validation()
+            if not isinstance(loss, Tensor):
+                raise TypeError(
+                    f"`validation` returns {loss!r}, not a tensor: let it return the main task's "
+                    "loss on a held-out batch, attached."
+                )
+            if loss.numel() != 1 or not loss.requires_grad:
+                raise ValueError(
+                    f"`validation` returns a tensor {list(loss.shape)}"
+                    f"{'' if loss.requires_grad else ', detached'}: let it return the main task's "
+                    "loss on a held-out batch, a scalar, as the network gives it."
+                )
+            seen = sum_over_ranks(loss.detach())
+            v = around.gradients([loss.reshape(())], "validation")[0]
+        if not (seen.isfinite() & v.isfinite().all()):
+            length = torch.linalg.vector_norm(v).item()
+            raise ValueError(
+                f"`validation` returns {loss.item()!r}, with a gradient of length {length!r}, and "
+                f"both must be finite: a trial step with learning rate {self.learning_rate} along "
+                f"the losses {self._by_name(step)} went too far, or the batch is bad."
+            )
+        return v
+
+    def _by_name(self, step: Step) -> dict[str, float]:
+        return {self.tasks[i]: x for i, x in zip(step.index, step.seen.tolist(), strict=True)}
+
+    def _ratio(
+        self, step: Step, shared: Shared | None, weights: Tensor, every: Tensor, before: Tensor
+    ) -> Tensor:
+        """Returns what `rescale` multiplies the weights with."""
+        if self.rescale != "equal-norm":
+            return self._stretch(weights, None, None)
+        found = self._gradients(step, shared, weighted_heads=True, remembered=False)
+        gram = self._gram(step, found)
+        places = Surroundings([x for x in found.sought.shared if x.requires_grad], every.detach())
+        mine = places.gradients([world_size() * (before * every).sum()], "losses")
+        length: Tensor = torch.linalg.vector_norm(mine)
+        return self._stretch(weights, gram, length)
+
+
+def _samples(tasks: tuple[str, ...], losses: Losses) -> dict[str, Any] | None:
+    """Returns the losses of samples by task, or None where they are those of tasks.
+
+    Raises:
+        ValueError: Some are of samples and some of tasks, or a task has none, or more than `[B]`.
+    """
+    given = losses.unbind() if isinstance(losses, Tensor) and losses.ndim > 1 else losses
+    named = by_task(tasks, given, "Losses")
+    shapes = {task: list(x.shape) for task, x in named.items() if isinstance(x, Tensor)}
+    lists = {task: shape for task, shape in shapes.items() if shape}
+    if all(shape == [1] for shape in lists.values()) and len(lists) < len(named):
+        return None
+    for task, shape in lists.items():
+        if len(shape) != 1 or shape == [0]:
+            raise ValueError(
+                f"The loss of task {task!r} has shape {shape}: give SLGrad one number for each "
+                "sample, as in loss.flatten(1).mean(1), and leave out tasks without samples."
+            )
+        if single := [other for other, shape in shapes.items() if not shape]:
+            raise ValueError(
+                f"The loss of task {task!r} has shape {shape}, and that of {single[0]!r} is a "
+                "scalar: give SLGrad the losses of samples for every task, or one loss for each, "
+                "as in loss.mean()."
+            )
+    return named
+
+
+def _once_only(error: RuntimeError) -> RuntimeError:
+    return RuntimeError(
+        f"SLGrad differentiates the backward pass, and a layer does not let it: {error}"
+    )

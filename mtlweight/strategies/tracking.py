@@ -1,0 +1,286 @@
+"""Combining gradients that are tracked over the steps, to be less noisy than those of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Unpack
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.inputs import Step
+from mtlweight.options import GradientOptions, NonNegative, Past, Positive, Tasks
+from mtlweight.running import updated
+from mtlweight.strategies.config import equal_cosines
+from mtlweight.strategies.double_sampling import descended, inner_products
+from mtlweight.strategy import GradientStrategy, Parts, Weighed, among
+from mtlweight.task_gradients import Shared
+
+Present = Annotated[float, Field(gt=0, le=1)]
+
+
+class MoCo(GradientStrategy):
+    r"""Multi-objective gradients with correction: slow weights on tracked gradients.
+
+    $$y_i \leftarrow y_i - \beta_k (y_i - g_i), \qquad
+    \lambda \leftarrow \Pi_\Delta \big( \lambda - \gamma_k (Y Y^\top + \rho I) \lambda \big), \qquad
+    d = \sum_i \lambda_i y_i$$
+
+    with $y = 0$ and $\lambda$ equal at the start, $\beta_k = \beta / k^{\sigma_\beta}$ and
+    $\gamma_k = \gamma / k^{\sigma_\gamma}$ in step k. One projected step a call towards the weights
+    of MGDA. The gradients $g_i$ are the tasks' own, and $\Pi_\Delta$ the projection on the simplex,
+    as in the paper; a published implementation takes $g_i L_i / \lVert g_i \rVert$ and a softmax,
+    which is nearly uniform for ever. The weights reported are those of the present gradients in d,
+    $\beta_k \lambda_i$.
+
+    Ours: no ball that $y_i$ is kept in, since an average is never longer than the longest gradient;
+    the values of $\beta$, $\gamma$ and their decay, which the paper tunes. Given features, which
+    are of other samples in each step, it goes by the gradients of the step alone. Keeps T gradients
+    in memory, also in `state_dict()`.
+
+    Use it when batches are small and the gradients of a batch say little about the direction of
+    their mean. Not when losses change their scale during training: $\gamma$ is in one over the
+    square of a gradient's length. Not when memory is short.
+
+    Args:
+        tasks: The names of the tasks, or their number.
+        beta: $\beta$, the share of the present in the tracked gradients, at most one.
+        beta_sigma: $\sigma_\beta$.
+        step_size: $\gamma$.
+        step_sigma: $\sigma_\gamma$.
+        rho: $\rho$, which pulls the weights together.
+        **options: See `GradientOptions`.
+
+    Attributes:
+        tracked: Y, `[T, P]`.
+        shares: $\lambda$, `[T]`.
+
+    Raises:
+        ValueError: What the tasks share has changed.
+
+    Source: Fernando et al., *Mitigating gradient bias in multi-objective learning: a provably
+    convergent approach*, ICLR 2023, algorithm 1.
+    """
+
+    growing: ClassVar[tuple[str, ...]] = ("tracked",)
+    tracked: Tensor
+    shares: Tensor
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        *,
+        beta: Present = 0.5,
+        beta_sigma: NonNegative = 0.5,
+        step_size: Positive = 0.1,
+        step_sigma: NonNegative = 0.5,
+        rho: NonNegative = 0.0,
+        **options: Unpack[GradientOptions],
+    ) -> None:
+        super().__init__(tasks, **options)
+        self.beta = beta
+        self.beta_sigma = beta_sigma
+        self.step_size = step_size
+        self.step_sigma = step_sigma
+        self.rho = rho
+        self.register_buffer("tracked", torch.zeros(self.num_tasks, 0))
+        self.register_buffer("shares", self.uniform())
+
+    def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
+        shares = among(self.shares, self.present)
+        if not gradients.shape[1]:  # nothing is known to be shared, and all leaves are heads
+            return shares.to(losses), gradients.sum(0)
+        beta, tracked = 1.0, gradients
+        if not self.on_features:
+            beta = self.beta / (self.step + 1) ** self.beta_sigma
+            past = widened(self.tracked, gradients)
+            tracked = torch.lerp(past[self.present], gradients, beta)
+            self.tracked = updated(past, self.present, tracked)
+        gram = _gram(tracked, over_ranks=self.on_features)
+        rate = self.step_size / (self.step + 1) ** self.step_sigma
+        new = descended(shares.double().cpu(), gram, rate, self.rho).to(shares)
+        self.shares = updated(self.shares, self.present, new * self.shares[self.present].sum())
+        return beta * new.to(losses), Parts(new, tracked)
+
+
+class MConFIG(GradientStrategy):
+    r"""Momentum ConFIG: the conflict-free direction, for one backward pass of a task a step.
+
+    $$m_i \leftarrow \beta_1 m_i + (1-\beta_1)\, g_i, \qquad
+    \hat m_i = \frac{m_i}{1 - \beta_1^{t_i}}, \qquad
+    m = \operatorname{ConFIG}(\hat m_1, \dots, \hat m_T)$$
+
+    where only one task is refreshed in each step, in turn, for the $t_i$-th time. The length of the
+    step is that of Adam, whose second moment needs the gradient that would have led to m, in the
+    t-th such step:
+
+    $$\tilde g = \frac{(1-\beta_1^t)\, m^{(t)} - \beta_1 (1-\beta_1^{t-1})\, m^{(t-1)}}{1-\beta_1},
+    \qquad v \leftarrow \beta_2 v + (1-\beta_2)\, \tilde g^2, \qquad
+    d = \frac{m}{\sqrt{v / (1-\beta_2^t)} + \epsilon}$$
+
+    Zero until each task present had its turn. Use an optimizer that takes d as it is: SGD, with the
+    learning rate of Adam. Heads get their plain gradients, in each step; give what should be
+    stepped alike as `shared=model.parameters()`. The weights reported are those of the $\hat m_i$
+    in m.
+
+    Ours: $\epsilon$ is $10^{-8}$ of the largest root of v; the turn goes to the task present that
+    waited longest. Given features, which are of other samples in each step, it is ConFIG on the
+    gradients of the step. Keeps T + 2 gradients in memory, also in `state_dict()`.
+
+    Use it when there are many tasks, and T backward passes a step are too many, as in
+    physics-informed networks. Not when gradients turn quickly: each is T steps old on average,
+    and the average over some ten of its own turns.
+
+    Args:
+        tasks: The names of the tasks, or their number.
+        beta1: $\beta_1$.
+        beta2: $\beta_2$.
+        **options: See `GradientOptions`.
+
+    Attributes:
+        averages: $m_i$, `[T, P]`.
+        turns: $t_i$, `[T]`.
+        latest: The step of each task's latest turn, -1 before the first, `[T]`.
+        direction: $(1-\beta_1^t)\, m$, `[P]`.
+        roots: $\sqrt v$, `[P]`.
+
+    Raises:
+        ValueError: What the tasks share has changed.
+
+    Source: Liu, Chu & Thuerey, *ConFIG: towards conflict-free training of physics informed neural
+    networks*, ICLR 2025, arXiv 2408.11104, algorithm 1.
+    """
+
+    growing: ClassVar[tuple[str, ...]] = ("averages", "direction", "roots")
+    epsilon = 1e-8
+    averages: Tensor
+    turns: Tensor
+    latest: Tensor
+    direction: Tensor
+    roots: Tensor
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        *,
+        beta1: Past = 0.9,
+        beta2: Past = 0.999,
+        **options: Unpack[GradientOptions],
+    ) -> None:
+        super().__init__(tasks, **options)
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.moves = 0
+        self.register_buffer("averages", torch.zeros(self.num_tasks, 0))
+        self.register_buffer("turns", torch.zeros(self.num_tasks))
+        self.register_buffer("latest", torch.full((self.num_tasks,), -1))
+        self.register_buffer("direction", torch.zeros(0))
+        self.register_buffer("roots", torch.zeros(0))
+
+    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
+        """Returns the weights of the losses, to be spent with the gradient that goes with them."""
+        if shared is not None and not isinstance(shared, Tensor):
+            shared = list(shared)
+        given = [shared] if isinstance(shared, Tensor) else shared or []
+        self.on_features = not all(tensor.is_leaf for tensor in given)
+        return super().weigh_step(step, shared)
+
+    def tasks_read(self, count: int) -> Sequence[int]:
+        """Returns whose turn it is, or all where there is no past, or lengths are compared."""
+        every = self.on_features or self.rescale == "equal-norm"
+        return range(count) if every else [self._turn()]
+
+    def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
+        if not gradients.shape[1]:  # nothing is known to be shared, and all leaves are heads
+            return torch.ones_like(losses), gradients.sum(0)
+        if self.on_features:
+            weights = _config(_gram(gradients, over_ranks=True)).to(losses)
+            return weights, Parts(weights, gradients)
+        self._refresh(gradients)
+        turns = self.turns[self.present]
+        if not bool((turns > 0).all()):
+            return torch.zeros_like(losses), torch.zeros_like(gradients[0])
+        averages = self.averages[self.present]
+        unbias = 1 / (1 - self.beta1 ** turns.double().cpu())
+        weights = _config(_gram(averages) * unbias * unbias[:, None])
+        direction = (weights * unbias).to(averages) @ averages
+        return weights.to(losses), self._step_along(direction)
+
+    def _turn(self) -> int:
+        """Returns the place of the task whose turn it is among those present."""
+        return int(self.latest[self.present].argmin())
+
+    def _refresh(self, gradients: Tensor) -> None:
+        """Takes the gradient of the task whose turn it is into its average."""
+        turn = self._turn()
+        task = turn if isinstance(self.present, slice) else int(self.present[turn])
+        averages = widened(self.averages, gradients).clone()
+        averages[task] = torch.lerp(gradients[turn], averages[task], self.beta1)
+        self.averages = averages
+        here = torch.arange(self.num_tasks, device=self.turns.device) == task
+        self.turns = self.turns + here
+        self.latest = torch.where(here, self.step, self.latest)
+
+    def _step_along(self, direction: Tensor) -> Tensor:
+        """Returns the direction m `[P]` over its second moment, which it goes into."""
+        self.moves += 1
+        biased = (1 - self.beta1**self.moves) * direction
+        last = widened(self.direction, direction)
+        gradient = (biased - self.beta1 * last) / (1 - self.beta1)
+        # The root of the second moment, since squares leave the range of float32.
+        past = self.beta2**0.5 * widened(self.roots, direction)
+        self.roots = torch.hypot(past, (1 - self.beta2) ** 0.5 * gradient)
+        self.direction = biased
+        scale = self.roots / (1 - self.beta2**self.moves) ** 0.5
+        return torch.where(scale > 0, direction / (scale + self.epsilon * scale.max()), 0.0)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Returns what is saved beside the buffers: also the number of steps along m."""
+        return super().get_extra_state() | {"moves": self.moves}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `get_extra_state` returned."""
+        super().set_extra_state(state)
+        self.moves = state["moves"]
+
+
+def widened(memory: Tensor, gradients: Tensor) -> Tensor:
+    """Returns remembered gradients `[..., P]`, with zeros for what was found to be shared since.
+
+    Raises:
+        ValueError: What is shared has become less.
+    """
+    missing = gradients.shape[-1] - memory.shape[-1]
+    if missing < 0:
+        raise ValueError(
+            f"What the tasks share has {gradients.shape[-1]} numbers in this step, and had "
+            f"{memory.shape[-1]}: give `shared=encoder.parameters()`, the same in each step."
+        )
+    memory = memory.to(gradients)
+    return F.pad(memory, (0, missing)) if missing else memory
+
+
+def _gram(rows: Tensor, over_ranks: bool = False) -> Tensor:
+    """Returns the inner products of rows, `[n, n]`, float64, on the host.
+
+    Rows shorter than the longest by a factor of 1e30 count as none, as no weight makes up for it.
+    """
+    gram = inner_products(rows, rows)
+    if over_ranks and world_size() > 1:
+        gram = sum_over_ranks(gram.to(rows.device)).cpu() / world_size() ** 2
+    norms = gram.diagonal().sqrt()
+    moves = norms > 1e-30 * norms.max()
+    return torch.where(moves[:, None] & moves, gram, 0.0)
+
+
+def _config(gram: Tensor) -> Tensor:
+    """Returns the weights of the conflict-free direction as long as the gradients along it."""
+    norms = gram.diagonal().sqrt()
+    if not bool((norms > 0).any()):
+        return torch.zeros_like(norms)
+    q, cosines = (torch.from_numpy(found) for found in equal_cosines(gram.numpy()))
+    along = norms @ cosines / cosines.sum() if bool(cosines.sum() > 0) else norms.mean()
+    return torch.where(norms > 0, along * q / norms, 0.0)
