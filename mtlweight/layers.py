@@ -12,7 +12,7 @@ input of ones, and a convolution is a linear layer of its patches.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,11 @@ class Layer(ABC):
         self.bias = bias
         self.edge = GradientEdge(node, 0)
         self._outputs: Tensor | None = None
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The weight and, where there is one, the bias."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     @property
     @abstractmethod
@@ -134,6 +139,12 @@ class Linear(Layer):
         """Returns the gradient of the weight, `[O, I]`."""
         return rows.T @ self._saved
 
+    def write(self, gradient: Tensor, places: Sequence[Tensor]) -> None:
+        """Writes the gradients of the leaves, flattened, for a gradient of the outputs."""
+        torch.mm(gradient.T, self._saved, out=places[0].view_as(self.weight))
+        if self.bias is not None:
+            torch.sum(gradient, 0, out=places[1])
+
 
 class Convolution(Layer):
     """A convolution over images, in one group."""
@@ -184,20 +195,15 @@ class Convolution(Layer):
         return gradient  # type: ignore[no-any-return]
 
 
-def find_layers(graph: Graph, asked: Mapping[int, Tensor], num_tasks: int) -> list[Layer]:
-    """Returns the layers of a graph that are worth this route.
+def find_layers(graph: Graph, asked: Mapping[int, Tensor]) -> list[Layer]:
+    """Returns the layers of a graph that read these leaves.
 
     Args:
         graph: The graph of the step.
         asked: The leaves whose gradients are asked for, by identity.
-        num_tasks: The number of tasks.
     """
-    found = []
-    for key in asked:
-        layer = _layer_of(graph, asked, key)
-        if layer is not None and layer.pays(num_tasks):
-            found.append(layer)
-    return found
+    layers = (_layer_of(graph, asked, key) for key in asked)
+    return [layer for layer in layers if layer is not None]
 
 
 def _layer_of(graph: Graph, asked: Mapping[int, Tensor], key: int) -> Layer | None:

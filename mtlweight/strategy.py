@@ -37,7 +37,7 @@ from mtlweight.options import (
 from mtlweight.running import Index, RunningMean, updated
 from mtlweight.shared_leaves import SharedLeaves
 from mtlweight.state import Stateful
-from mtlweight.task_gradients import Rows, Shared, TaskGradients, Workspace, task_gradients
+from mtlweight.task_gradients import Parts, Rows, Shared, TaskGradients, Workspace, task_gradients
 
 
 @dataclass(frozen=True)
@@ -518,44 +518,6 @@ class GramStrategy(_ReadsGradients):
         return Weighed(weights, (weights * step.seen).sum(), spend)
 
 
-@dataclass(frozen=True)
-class Parts:
-    r"""A gradient made of one part per task, $\sum_i c_i v_i$.
-
-    Attributes:
-        coefficients: c, `[n]`; None where the gradient `[P]` can't be told apart by task.
-        vectors: v, `[n, P]`, or the gradient itself.
-    """
-
-    coefficients: Tensor | None
-    vectors: Tensor
-
-    def sum(self) -> Tensor:
-        """Returns the gradient, `[P]`."""
-        if self.coefficients is None:
-            return self.vectors
-        return self.coefficients.to(self.vectors) @ self.vectors
-
-    def times(self, factor: Tensor) -> Parts:
-        """Returns the gradient times a number."""
-        if self.coefficients is None:
-            return Parts(None, self.vectors * factor.to(self.vectors))
-        return Parts(self.coefficients * factor.to(self.coefficients), self.vectors)
-
-    def changed(self, weights: Tensor, new: Tensor) -> Parts:
-        """Returns the gradient after the weights `[n]` of the tasks were changed to new ones.
-
-        Each part follows the weight of its task; one that had no weight is weighted anew. A
-        gradient without parts follows the sum of the weights.
-        """
-        if self.coefficients is None:
-            before = weights.sum()
-            return self.times(torch.where(before != 0, new.sum() / before, 1.0))
-        follow = self.coefficients * (new / weights).to(self.coefficients)
-        kept = torch.where(weights != 0, follow, new.to(self.coefficients))
-        return Parts(kept, self.vectors)
-
-
 class GradientStrategy(_ReadsGradients):
     """A strategy that reads the task gradients and builds the shared gradient itself.
 
@@ -590,7 +552,7 @@ class GradientStrategy(_ReadsGradients):
         the weight of a task then changes its part alike.
 
         Args:
-            gradients: The gradients of the losses of the tasks present, `[n, P]`.
+            gradients: The gradients of the losses of the tasks present, `[n, P]`; may be written to.
             losses: Their losses, `[n]`.
         """
 
@@ -605,7 +567,10 @@ class GradientStrategy(_ReadsGradients):
             read=self.tasks_read(len(step.index)),
         )
         assert isinstance(gradients, Rows)
-        gram = self._gram(step, gradients)
+        gram = None
+        # A sum is one quick look at all numbers; where it is not finite, the products tell why.
+        if self.rescale == "equal-norm" or not gradients.rows.sum(1).isfinite().all():
+            gram = self._gram(step, gradients)
         self.on_features = gradients.of_features
         self.shapes = [tensor.shape for tensor in gradients.sought.shared]
         weights, combined = self.combine(gradients.rows, step.seen)
@@ -617,7 +582,7 @@ class GradientStrategy(_ReadsGradients):
 
         def spend(value: Tensor, changed: Tensor) -> Tensor:
             parts = combined if changed is weights else combined.changed(weights, changed)
-            return gradients.carry(value, parts.sum(), self._head_weights(changed, step.seen))
+            return gradients.carry(value, parts, self._head_weights(changed, step.seen))
 
         return Weighed(weights, (weights * step.seen).sum(), spend)
 

@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.inputs import Root, Step
-from mtlweight.layers import Layer, find_layers, inner_products
+from mtlweight.layers import Layer, Linear, find_layers, inner_products
 from mtlweight.shared_leaves import SharedLeaves, node_of, walk
 
 Shared = Tensor | Iterable[Tensor]
@@ -106,6 +106,44 @@ class Sought:
         return [leaf for leaf, tasks in self.own if tasks >> task & 1]
 
 
+@dataclass(frozen=True)
+class Parts:
+    r"""A gradient made of one part per task, $\sum_i c_i v_i$.
+
+    Attributes:
+        coefficients: c, `[n]`; None where the gradient `[P]` can't be told apart by task.
+        vectors: v, `[n, P]`, or the gradient itself.
+    """
+
+    coefficients: Tensor | None
+    vectors: Tensor
+
+    def sum(self) -> Tensor:
+        """Returns the gradient, `[P]`."""
+        if self.coefficients is None:
+            return self.vectors
+        return self.coefficients.to(self.vectors) @ self.vectors
+
+    def times(self, factor: Tensor) -> Parts:
+        """Returns the gradient times a number."""
+        if self.coefficients is None:
+            return Parts(None, self.vectors * factor.to(self.vectors))
+        return Parts(self.coefficients * factor.to(self.coefficients), self.vectors)
+
+    def changed(self, weights: Tensor, new: Tensor) -> Parts:
+        """Returns the gradient after the weights `[n]` of the tasks were changed to new ones.
+
+        Each part follows the weight of its task; one that had no weight is weighted anew. A
+        gradient without parts follows the sum of the weights.
+        """
+        if self.coefficients is None:
+            before = weights.sum()
+            return self.times(torch.where(before != 0, new.sum() / before, 1.0))
+        follow = self.coefficients * (new / weights).to(self.coefficients)
+        kept = torch.where(weights != 0, follow, new.to(self.coefficients))
+        return Parts(kept, self.vectors)
+
+
 class TaskGradients(ABC):
     """The gradients of the n losses of a step."""
 
@@ -156,62 +194,70 @@ class Rows(TaskGradients):
         workspace: Workspace | None,
         layers: Sequence[Layer] = (),
         read: Collection[int] | None = None,
+        *,
+        only_products: bool = False,
     ) -> None:
         super().__init__(sought)
-        self.layers = layers
-        inside = {id(leaf) for layer in layers for leaf in (layer.weight, layer.bias)}
+        n, like = len(sought.names), sought.like
+        # A linear layer that does not pay is read here too: its gradients then need no copy.
+        self.layers = [layer for layer in layers if only_products and layer.pays(n)]
+        self._written = [
+            layer
+            for layer in layers
+            if isinstance(layer, Linear)
+            and layer not in self.layers
+            and layer.weight.dtype == like.dtype
+        ]
+        inside = {id(leaf) for layer in self.layers for leaf in layer.leaves}
         self.columns = [tensor for tensor in sought.shared if id(tensor) not in inside]
-        n, scales = len(sought.names), sought.step.scales
-        self._ends = list(accumulate(tensor.numel() for tensor in self.columns))
-        size = self._ends[-1] if self._ends else 0
-        like = sought.like
+        ends = list(accumulate(tensor.numel() for tensor in self.columns))
+        size = ends[-1] if ends else 0
         self.rows = (
             like.new_empty(n, size) if workspace is None else workspace.borrow(self, n, size, like)
         )
         self.own_gradients: list[list[Tensor | None]] = [[None] * n for _ in sought.own]
-        edges = [layer.edge for layer in layers]
         for task in range(n):
-            skipped = read is not None and task not in read
-            leaves = [] if skipped else self.columns
-            found, at_edges = sought.of_task(
-                task, [*leaves, *sought.own_of(task)], [] if skipped else edges
-            )
-            self._write(task, {} if skipped else found)
-            for layer, gradient in zip(layers, at_edges, strict=False):
-                self.unused &= gradient is None
-                layer.take(
-                    task,
-                    n,
-                    gradient
-                    if gradient is None or scales is None
-                    else scales[task].to(gradient) * gradient,
-                )
-            for place, (leaf, tasks) in enumerate(sought.own):
-                gradient = found.get(id(leaf)) if tasks >> task & 1 else None
-                if gradient is not None:
-                    self.own_gradients[place][task] = (
-                        gradient if scales is None else scales[task].to(gradient) * gradient
-                    )
-        if scales is not None:
-            self.rows *= scales.to(self.rows)[:, None]
+            self._read(task, read is None or task in read)
+        if sought.step.scales is not None:
+            self.rows *= sought.step.scales.to(self.rows)[:, None]
         if world_size() > 1 and not sought.of_features:
             self.rows = sum_over_ranks(self.rows) / world_size()
 
-    def _write(self, task: int, found: dict[int, Tensor]) -> None:
-        """Writes the gradients of a task into its row."""
-        row = self.rows[task]
-        places, gradients = [], []
-        for end, tensor in zip(self._ends, self.columns, strict=True):
-            place = row[end - tensor.numel() : end]
-            gradient = found.get(id(tensor))
-            if gradient is None:
-                place.zero_()
-            else:
-                places.append(place.view(tensor.shape))
-                gradients.append(gradient)
-        if places:
+    def _read(self, task: int, in_full: bool) -> None:
+        """Takes the gradients of a task; if not in full, those of the leaves outside alone."""
+        sought, scales = self.sought, self.sought.step.scales
+        layers = [*self.layers, *self._written] if in_full else []
+        inside = {id(leaf) for layer in layers for leaf in layer.leaves}
+        leaves = [leaf for leaf in self.columns if in_full and id(leaf) not in inside]
+        found, at_edges = sought.of_task(
+            task, [*leaves, *sought.own_of(task)], [layer.edge for layer in layers]
+        )
+        at = dict(zip(layers, at_edges, strict=True))
+        self.unused &= all(gradient is None for gradient in at_edges)
+        for layer in self.layers:
+            gradient = at.get(layer)
+            if gradient is not None and scales is not None:
+                gradient = scales[task].to(gradient) * gradient
+            layer.take(task, len(sought.names), gradient)
+        pieces = torch.split(self.rows[task], [tensor.numel() for tensor in self.columns])
+        places = {id(t): piece for t, piece in zip(self.columns, pieces, strict=True)}
+        for layer in self._written:
+            gradient = at.get(layer)
+            if gradient is not None:
+                layer.write(gradient, [places.pop(id(leaf)) for leaf in layer.leaves])
+        copied = [(places.pop(id(leaf)), found[id(leaf)]) for leaf in leaves if id(leaf) in found]
+        if copied:
             self.unused = False
-            torch._foreach_copy_(places, gradients)
+            torch._foreach_copy_(
+                [place.view_as(gradient) for place, gradient in copied], [g for _, g in copied]
+            )
+        for place in places.values():
+            place.zero_()
+        for i, (leaf, tasks) in enumerate(sought.own):
+            gradient = found.get(id(leaf)) if tasks >> task & 1 else None
+            if gradient is not None and scales is not None:
+                gradient = scales[task].to(gradient) * gradient
+            self.own_gradients[i][task] = gradient
 
     def gram(self) -> Tensor:
         """Returns the inner products; see `TaskGradients`."""
@@ -233,11 +279,12 @@ class Rows(TaskGradients):
 
         return self._carry(value, shared, head_weights)
 
-    def carry(self, value: Tensor, gradient: Tensor, head_weights: Tensor) -> Tensor:
+    def carry(self, value: Tensor, gradient: Tensor | Parts, head_weights: Tensor) -> Tensor:
         """Returns a scalar worth `value` whose backward adds a gradient `[P]` to `.grad`."""
+        parts = gradient if isinstance(gradient, Parts) else Parts(None, gradient)
 
         def shared(scale: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            return self._split(gradient * scale.to(gradient))
+            return self._split(parts.times(scale).sum())
 
         return self._carry(value, shared, head_weights)
 
@@ -472,10 +519,17 @@ def task_gradients(
         gradients = Streamed(sought, None if streamed else chunk)
     else:
         found: list[Layer] = []
-        if layers and not taken and (world_size() == 1) and not sought.of_features:
+        if not taken and not sought.of_features:
             asked = {id(tensor): tensor for tensor in points if tensor.requires_grad}
-            found = find_layers(graph, asked, len(roots))
-        gradients = Rows(sought, None if remembered else workspace, found, read)
+            found = find_layers(graph, asked)
+        gradients = Rows(
+            sought,
+            None if remembered else workspace,
+            found,
+            read,
+            # The products of averages over ranks are no sums over samples.
+            only_products=layers and world_size() == 1,
+        )
     if given is not None and gradients.unused and not streamed:
         raise ValueError(
             f"None of the losses of {', '.join(names)} depends on `shared`: give the very "

@@ -6,11 +6,11 @@ from typing import Literal, Unpack
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
 from mtlweight.options import GradientOptions, OptionError, Tasks
+from mtlweight.strategies.config import components
 from mtlweight.strategies.fixed import per_task
 from mtlweight.strategy import GramStrategy
 
@@ -24,10 +24,10 @@ class AlignedMTL(GramStrategy):
 
     over the eigenvalues that are not zero, with $\sigma$ the least of them. The rows of
     $\sqrt\sigma\, G^{-1/2} J$ are orthogonal and of length $\sqrt\sigma$; the step is their sum
-    weighted by the preference p. Ours is what counts as zero: eigenvalues below the precision of
-    float64, and as many more as gradients depend on each other, by the eigenvalues of their cosines
-    below $10^{-12}$ of the largest. That is an angle of a millionth, about what is left between
-    gradients that ought to be equal: kept, such rounding would be $\sigma$, and stop the training.
+    weighted by the preference p. Ours is what counts as zero: eigenvalues of the cosines below
+    $10^{-6}$ of the largest, and what is then left of those of G below the precision of float64. So
+    a short gradient counts, and what single precision leaves between gradients that ought to be
+    equal does not: kept, it would be $\sigma$, and stop the training.
     A task without gradient has no say, and gets the mean weight of the others (ours).
 
     Use it when training is unstable because gradients dominate or conflict: the system of gradients
@@ -80,10 +80,13 @@ class AlignedMTL(GramStrategy):
         moves = gram.numpy().diagonal() > 0
         if not moves.any():
             return p
-        values, vectors = np.linalg.eigh(gram.numpy())
-        rank = _independent(gram.numpy())
-        kept = (values > len(values) * np.finfo(values.dtype).eps * values[-1])[-rank:]
-        values, vectors = values[-rank:][kept], vectors[:, -rank:][:, kept]
+        norms, cosines, directions = components(gram.numpy())
+        clean = norms[:, None] * (directions * cosines @ directions.T) * norms
+        rank, tolerance = len(cosines), len(norms) * np.finfo(clean.dtype).eps
+        values, vectors = np.linalg.eigh(clean)
+        values, vectors = values[-rank:], vectors[:, -rank:]
+        kept = values > tolerance * values[-1]
+        values, vectors = values[kept], vectors[:, kept]
         square = {
             "min": values[0],
             "median": values[(len(values) - 1) // 2],
@@ -92,11 +95,3 @@ class AlignedMTL(GramStrategy):
         weights = vectors @ (np.sqrt(square / values) * (vectors.T @ p.numpy()))
         weights[~moves] = max(weights[moves].mean(), 0.0)
         return torch.from_numpy(weights)
-
-
-def _independent(gram: NDArray[np.float64]) -> int:
-    """Returns the number of gradients that are independent of each other, whatever their scales."""
-    norms = np.sqrt(gram.diagonal())
-    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-    values = np.linalg.eigvalsh(inverse[:, None] * gram * inverse)
-    return int((values > 1e-12 * values[-1]).sum())

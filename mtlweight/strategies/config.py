@@ -24,9 +24,9 @@ class ConFIG(GramStrategy):
     w_i = \kappa\, q_i / \lVert g_i \rVert$$
 
     with $u_i = g_i / \lVert g_i \rVert$, $C_{ij} = u_i \cdot u_j$ and $\kappa$ what the length of d
-    asks for. The matrix C is all it needs. Eigenvalues of C below $10^{-10}$ of the largest count
-    as zero (ours): gradients less than some $10^{-5}$ apart in angle are taken as one, since their
-    difference is mostly rounding and would be multiplied with weights of $10^5$. Where no direction
+    asks for. The matrix C is all it needs. Eigenvalues of C below $10^{-6}$ of the largest count as
+    zero (ours): gradients within some $10^{-3}$ in angle are taken as one, since single precision
+    can't tell what else they differ by, and large weights would multiply that. Where no direction
     has the same angle to all, which takes linearly dependent gradients, it is the one closest to
     that by least squares; exact opposites cancel. A task without gradient has no say, and gets the
     mean weight of the others (ours), which only its head can feel.
@@ -83,13 +83,22 @@ def equal_cosines(gram: Array) -> tuple[Array, Array]:
     linearly dependent. Where those are zero, q is one: the u_i add up to nothing. Both are zero for
     gradients that vanish, of which there is at least one that does not.
     """
-    norms = np.sqrt(gram.diagonal())
+    norms, values, vectors = components(gram)
     moves = norms > 0
-    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=moves)
-    values, vectors = np.linalg.eigh(inverse[:, None] * gram * inverse)
-    kept = values > 1e-10 * values[-1]
-    values, vectors = values[kept], vectors[:, kept]
     sums = vectors.T @ moves
     if sums @ sums <= 1e-10:
         return moves.astype(np.float64), np.zeros_like(norms)
     return moves * (vectors @ (sums / values)), moves * (vectors @ sums)
+
+
+def components(gram: Array) -> tuple[Array, Array, Array]:
+    """Returns the lengths `[n]`, and eigenvalues `[r]` and eigenvectors `[n, r]` of the cosines.
+
+    The r above a millionth of the largest: below is the rounding of products that were taken in
+    single precision, where angles under some 1e-3 are lost.
+    """
+    norms = np.sqrt(gram.diagonal())
+    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    values, vectors = np.linalg.eigh(inverse[:, None] * gram * inverse)
+    kept = values > 1e-6 * values[-1]
+    return norms, values[kept], vectors[:, kept]

@@ -24,7 +24,7 @@ class GradNorm(GramStrategy):
     the weights of before, as in the paper; they are then scaled back to their sum, which is T in
     the paper (`rescale="tasks"`) and one here. Ours: $\eta$ counts in units of the mean length
     $\bar n$, so that it suits any scale of the losses; weights stay above .001 of the mean; lengths
-    within a millionth of their goal are left alone; $L_i(0)$ is the first loss of the task that is
+    within $10^{-5}$ of their goal are left alone; $L_i(0)$ is the first loss of the task that is
     not zero.
 
     The paper takes $n_i$ with respect to the last layer of the shared backbone: give
@@ -83,7 +83,7 @@ class GradNorm(GramStrategy):
         n = gram.diagonal().sqrt()
         lengths = w * n
         goals = lengths.mean() * self._rates(losses) ** self.alpha
-        away = (lengths - goals).abs() > 1e-6 * goals
+        away = (lengths - goals).abs() > 1e-5 * goals
         slopes = (lengths - goals).sign() * n / n.mean() if n.any() else n
         moved = (w - self.learning_rate * torch.where(away, slopes, 0.0)).clamp_min(1e-3)
         here = self.shares[self.present]

@@ -75,7 +75,7 @@ class GradVac(GramStrategy):
         for i, order in enumerate(orders(len(g), self.generator() if self.shuffle else None)):
             c, products, length = unit(i, len(g)), g[i], norms[i]  # those of v
             for j in order:
-                if j == i or norms[j] == 0 or length <= 1e-6 * norms[i]:
+                if j == i or norms[j] == 0 or length <= 1e-3 * norms[i]:
                     continue
                 cosine = max(-1.0, min(1.0, products[j] / (length * norms[j])))
                 target = targets[i][j]

@@ -75,8 +75,8 @@ class Krum(GramStrategy):
         scores = distances.sort().values[:, : n - f - 2].sum(1)
         place = scores.argsort()[m - 1]
         last = scores[place]
-        # What differs in rounding alone is equal: the order of tasks must not decide.
-        noise = 1e-9 * last + 1e-14 * n * squares[place]
+        # What differs in the rounding of single precision is equal: the order must not decide.
+        noise = 1e-12 * last + 1e-6 * squares[place].sqrt() * (squares[place] + last).sqrt()
         sure = (scores < last - noise).to(gram)
         tied = ((scores - last).abs() <= noise).to(gram)
         return (sure + tied * (m - sure.sum()) / tied.sum()) / m

@@ -189,7 +189,7 @@ def _cut(x: Tensor, b: int, largest: bool = True) -> Tensor:
         return cut.div_(cut.sum(0))
     last = x.topk(b, dim=0, largest=largest).values[-1]
     beyond, tied = (x > last if largest else x < last), x == last
-    return beyond + tied * ((b - beyond.sum(0)) / tied.sum(0)).to(x)
+    return beyond + tied * ((b - beyond.sum(0)).to(x) / tied.sum(0))
 
 
 def _share(kept: Tensor, gradients: Tensor, on_features: bool, of_none: float = 1.0) -> Tensor:

@@ -114,11 +114,11 @@ class DBMTL(GradientStrategy):
         slopes = self.paper_heads(losses, losses)
         if not gradients.numel():  # nothing is known to be shared, and all leaves are heads
             return slopes, gradients.sum(0)
-        averages = slopes.to(gradients)[:, None] * gradients
+        averages = gradients.mul_(slopes.to(gradients)[:, None])
         beta = 0.0 if self.on_features else self.beta / (self.step + 1) ** self.beta_sigma
         if beta > 0:
             past = self._past(gradients)
-            averages = torch.lerp(averages, past[self.present], beta)
+            averages = averages.lerp_(past[self.present], beta)
             self.averages = updated(past, self.present, averages)
         norms = self.norms(averages)
         # The paper's epsilon, relative to the longest: tiny gradients behave like large ones.
@@ -139,4 +139,5 @@ class DBMTL(GradientStrategy):
                 f"{self.averages.shape[1]}: give `shared=encoder.parameters()`, the same in each "
                 "step."
             )
-        return F.pad(self.averages.to(gradients), (0, missing))
+        past = self.averages.to(gradients)
+        return F.pad(past, (0, missing)) if missing else past

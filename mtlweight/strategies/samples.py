@@ -106,12 +106,15 @@ class SLGrad(Strategy):
         """
         samples = _samples(self.tasks, losses)
         if samples is not None:
-            good = [isinstance(x, Tensor) and x.is_floating_point() for x in samples.values()]
-            losses = samples  # to be refused, with its reason
-            if all(good):
-                losses = {task: loss.mean() for task, loss in samples.items()}
-                counts = {task: len(loss) for task, loss in samples.items()}
-                self._samples = list(samples.values())
+            groups = {
+                task: x
+                for task, x in samples.items()
+                if isinstance(x, Tensor) and x.is_floating_point()
+            }
+            losses = samples | {task: x.mean() for task, x in groups.items()}
+            if len(groups) == len(samples):  # else one of them is to be refused, with its reason
+                counts = {task: len(x) for task, x in groups.items()}
+                self._samples = list(groups.values())
         try:
             return super().forward(losses, shared, counts=counts, independent=independent)
         finally:
@@ -182,27 +185,33 @@ class SLGrad(Strategy):
             rates = torch.autograd.grad(every, leaves, u, create_graph=True, allow_unused=True)
         except RuntimeError as error:
             raise _once_only(error) from error
-        trial = sum_over_ranks(around.joined([x if x is None else x.detach() for x in rates]))
-        v = self._direction(around, -self.learning_rate * trial, step)
+        rate = around.joined([x if x is None else x.detach() for x in rates])
+        v = self._direction(around, -self.learning_rate * sum_over_ranks(rate), step)
         v = v / torch.where(v.any(), v.abs().max(), 1.0)
         pairs = [
-            (rate, piece.to(rate.dtype))
-            for rate, piece in zip(rates, around.split(v), strict=True)
-            if rate is not None and rate.requires_grad
+            (x, piece.to(x.dtype))
+            for x, piece in zip(rates, around.split(v), strict=True)
+            if x is not None and x.requires_grad
         ]
-        if not pairs:
-            return torch.zeros_like(start)
+        scores: Tensor | None = None
         try:
-            (scores,) = torch.autograd.grad(
-                [rate for rate, _ in pairs], u, [piece for _, piece in pairs], allow_unused=True
-            )
+            if pairs:
+                scores = torch.autograd.grad(
+                    [x for x, _ in pairs], u, [piece for _, piece in pairs], allow_unused=True
+                )[0]
         except RuntimeError as error:
             raise _once_only(error) from error
-        if not sum_over_ranks(scores).isfinite().all():
+        scores = torch.zeros_like(start) if scores is None else scores
+        if sum_over_ranks((~scores.isfinite()).sum()):
             raise ValueError(
                 f"The gradient of one of the losses {self._by_name(step)} is not finite: skip this "
                 "batch; torch.autograd.set_detect_anomaly(True) shows where it comes from."
             )
+        # The backward pass is linear in where it starts, so that the scores add up to its product
+        # with v. A layer whose backward autograd can't see into would leave a part out in silence.
+        lost = (rate @ v - start @ scores).abs()
+        if sum_over_ranks((lost > 1e-2 * rate.norm() * v.norm()).sum()):
+            raise _once_only("a part of its gradient is missing from the second derivative")
         return scores
 
     def _direction(self, around: Surroundings, by: Tensor, step: Step) -> Tensor:
@@ -275,7 +284,7 @@ def _samples(tasks: tuple[str, ...], losses: Losses) -> dict[str, Any] | None:
     return named
 
 
-def _once_only(error: RuntimeError) -> RuntimeError:
+def _once_only(reason: object) -> RuntimeError:
     return RuntimeError(
-        f"SLGrad differentiates the backward pass, and a layer does not let it: {error}"
+        f"SLGrad differentiates the backward pass, and a layer does not let it: {reason}"
     )

@@ -282,5 +282,6 @@ def _config(gram: Tensor) -> Tensor:
     if not bool((norms > 0).any()):
         return torch.zeros_like(norms)
     q, cosines = (torch.from_numpy(found) for found in equal_cosines(gram.numpy()))
-    along = norms @ cosines / cosines.sum() if bool(cosines.sum() > 0) else norms.mean()
-    return torch.where(norms > 0, along * q / norms, 0.0)
+    square = q @ cosines  # the squared length of the sum of the q_i u_i
+    scale = norms @ cosines / square if bool(square > 0) else norms.mean()
+    return torch.where(norms > 0, scale * q / norms, 0.0)

@@ -70,15 +70,25 @@ def test_gradients_that_ought_to_be_equal(noise: float) -> None:
     torch.testing.assert_close(d, 3 * jacobian.mean(0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1, 10**4])
-def test_gradients_that_depend_on_each_other(size: int) -> None:
-    """In single precision and of many numbers, whose products round."""
-    generator = torch.Generator().manual_seed(0)
-    two = torch.randn(2, 20 * size, generator=generator)
-    jacobian = torch.stack([two[0], two[1], two[0] + two[1]])
-    wide = jacobian.double()
-    weights = AlignedMTL(3).weigh(wide @ wide.T, torch.ones(3).double())
-    assert (weights @ wide).norm() > 0.1 * wide.norm(dim=1).min()
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("wide", [True, False])
+def test_gradients_that_depend_on_each_other(seed: int, wide: bool) -> None:
+    """In single precision, and their products too: rounding is not the length of the step."""
+    generator = torch.Generator().manual_seed(seed)
+    two = torch.randn(2, 10**4, generator=generator)
+    jacobian = torch.stack([two[0], two[1], two[0] + two[1], 3 * two[0]])
+    exact = jacobian.double()
+    gram = exact @ exact.T if wide else (jacobian @ jacobian.T).double()
+    weights = AlignedMTL(4).weigh(gram, torch.ones(4).double())
+    assert (weights @ exact).norm() > 0.1 * exact.norm(dim=1).min()
+
+
+def test_a_short_gradient_beside_equal_ones() -> None:
+    noise = 1e-7 * torch.tensor([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).double()
+    jacobian = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1e-6]]).double()
+    gram = jacobian @ jacobian.T + noise
+    d = AlignedMTL(3, preference=[1, 1, 1]).weigh(gram, torch.ones(3).double()) @ jacobian
+    assert d.tolist() == pytest.approx([2**0.5 * 1e-6, 1e-6], rel=1e-3)
 
 
 def test_a_short_gradient_is_no_rounding() -> None:

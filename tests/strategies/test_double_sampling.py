@@ -106,14 +106,14 @@ def test_independent_batches_take_the_bias_out() -> None:
     for independent in (True, False):
         strategy = MoDo(3, step_size=0.01, rho=0)
         tail = []
-        for step in range(600):
+        for step in range(400):
             rows = [J3 + noise * jacobian(3 * step + i, numbers=4) for i in range(3)]
             _, w = step_on(strategy, *(rows if independent else rows[:1]))
             tail.append(w)
-        ends.append(torch.stack(tail[300:]).mean(0))
+        ends.append(torch.stack(tail[100:]).mean(0))
     true = torch.tensor(MGDA_ON_J3).double()
-    assert (ends[0] - true).abs().max() < 0.03
-    assert (ends[1] - true).abs().max() > 0.1
+    assert (ends[0] - true).abs().max() < 0.05
+    assert (ends[1] - true).abs().max() > 0.15
 
 
 # --- SDMGrad -------------------------------------------------------------------------------------
@@ -266,7 +266,9 @@ def test_logarithms_of_all_batches(build: Any) -> None:
     """A wrapper passes the further batches on, changed as the first."""
     theta = torch.zeros(6, dtype=torch.float64, requires_grad=True)
     values = torch.tensor([2.0, 0.5, 4.0]).double()
-    batches = [[row @ theta + v for row, v in zip(jacobian(i), values, strict=True)] for i in range(3)]
+    batches = [
+        [row @ theta + v for row, v in zip(jacobian(i), values, strict=True)] for i in range(3)
+    ]
     strategy = LogLosses(build(3), epsilon=0)
     strategy(batches[0], independent=batches[1:])
     _, w = step_on(build(3), *(jacobian(i) / values[:, None] for i in range(3)))

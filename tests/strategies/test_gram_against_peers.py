@@ -30,10 +30,11 @@ def jacobian(family: str, tasks: int, seed: int) -> Tensor:
     rows = torch.randn(tasks, NUMBERS, generator=generator, dtype=torch.float64)
     if family == "conflicting":
         rows[1::2] = -rows[: len(rows[1::2])] + 0.3 * rows[1::2]
-    elif family == "near duplicate":  # nearer ones are one gradient to us, and noise to them
-        rows[1] = rows[0] + 3e-4 * rows[1]
+    elif family == "near duplicate":  # nearer ones are one gradient to ours, and two to peers
+        rows[1] = rows[0] + 1e-2 * rows[1]
     elif family == "deficient":
-        rows = torch.randn(tasks, 2, generator=generator, dtype=torch.float64) @ rows[:2]
+        rank = max(2, tasks // 4)
+        rows = torch.randn(tasks, rank, generator=generator, dtype=torch.float64) @ rows[:rank]
     elif family == "scaled":
         rows = rows * torch.logspace(-4, 4, tasks, dtype=torch.float64)[:, None]
     return rows
@@ -58,8 +59,8 @@ def step(strategy: GramStrategy, rows: Tensor, losses: Tensor | None = None) -> 
     return strategy.weigh(rows @ rows.T, losses) @ rows
 
 
-def agree(one: Tensor, other: Tensor, tolerance: float = 1e-6) -> None:
-    assert (one - other).abs().max() <= tolerance * other.abs().max()
+def agree(one: Tensor, other: Tensor) -> None:
+    assert (one - other).abs().max() <= 1e-6 * other.abs().max()
 
 
 @contextmanager
@@ -193,15 +194,12 @@ def test_aligned_mtl_of_torchjd_over_four_decades(
 def test_gradvac_of_torchjd(
     family: str, tasks: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over steps, in the order of the tasks, without its absolute epsilon.
-
-    Targets are single precision here, which counts where one close to one meets a near duplicate.
-    """
+    """Over steps, in the order of the tasks, without its absolute epsilon."""
     monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))
     strategy, peer = GradVac(tasks, shuffle=False), torchjd.GradVac(eps=0.0)
     for number in range(4):
         rows = jacobian(family, tasks, seed + 10 * number)
-        agree(step(strategy, rows), peer(rows), 1e-5 if family == "near duplicate" else 1e-6)
+        agree(step(strategy, rows), peer(rows))
 
 
 @cases("random", "conflicting", "scaled")

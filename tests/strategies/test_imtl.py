@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtlweight import IMTL, IMTLG, IMTLL
+from mtlweight import IMTL, IMTLG, IMTLL, ConFIG
 from tests.contract.strategies import Network, batch, gradient_now, gradient_rows, losses_of, solve
 
 J3 = torch.tensor([[3, 1, 0, 0], [-1, 2, 1, 0], [0, -1, 2, 2]], dtype=torch.float64)
@@ -58,6 +58,19 @@ def test_almost_identical_gradients_are_taken_as_one() -> None:
     d, w = solve(IMTLG(3), close)
     assert w.abs().max() < 1
     torch.testing.assert_close(d, solve(IMTLG(3), exact)[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_products_of_single_precision(seed: int) -> None:
+    """What they round is not taken for an angle between gradients that are equal."""
+    two = torch.randn(2, 10**4, generator=torch.Generator().manual_seed(seed))
+    jacobian = torch.stack([two[0], two[1], 2 * two[0], two[1] + 1e-4 * two[0]])
+    gram = (jacobian @ jacobian.T).double()
+    for strategy in (IMTLG(4), ConFIG(4)):
+        w = strategy.weigh(gram, torch.ones(4).double())
+        assert (w > 0).all()
+        p = projections(jacobian.double(), w @ jacobian.double())
+        assert p.tolist() == pytest.approx([p[0].item()] * 4, rel=1e-3)
 
 
 def test_exact_opposites_cancel() -> None:

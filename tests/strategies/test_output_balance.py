@@ -47,7 +47,9 @@ def test_each_loss_moves_an_item_by_its_ratio() -> None:
     d = step_on_output(strategy, gradients)
     lengths = gradients.flatten(2).norm(dim=2).mean(1)
     moved = strategy.weights.double() * lengths
-    torch.testing.assert_close(moved, torch.tensor([1.0, 2.0, 5.0]).double() * 3 / 8, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        moved, torch.tensor([1.0, 2.0, 5.0]).double() * 3 / 8, rtol=1e-6, atol=0
+    )
     wanted = torch.einsum("i,i...->...", strategy.weights.double(), gradients)
     torch.testing.assert_close(d, wanted, rtol=1e-6, atol=1e-7)
 

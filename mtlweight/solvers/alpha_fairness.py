@@ -9,6 +9,7 @@ from torch import Tensor
 from mtlweight.solvers.unit_rows import Matrix, Vector, unit_rows
 
 CLOSE = 1e-6  # 1 + cos of two vectors that count as opposed
+SMALL = 1e-100  # of the weight that it would have if all were orthogonal: a weight that vanishes
 
 
 def alpha_fair_weights(gram: Tensor, alpha: float) -> Tensor:
@@ -75,22 +76,25 @@ def _gap(
 ) -> tuple[Vector, Vector, Vector]:
     """Returns by how much the equations are missed, the sizes of their terms, and the slopes."""
     wish = lengths * (x / lengths) ** (-1 / alpha)
-    return cosines @ x - wish, np.abs(cosines) @ x + wish, wish / (alpha * x)
+    gap = cosines @ x - wish
+    gap[(x <= SMALL * lengths) & (gap > 0)] = 0.0
+    return gap, np.abs(cosines) @ x + wish, wish / (alpha * x)
 
 
 def _lowest(cosines: Matrix, lengths: Vector, alpha: float, x: Vector, ceiling: float) -> Vector:
     """Returns the lowest point, or a point as far out as the square root of the ceiling."""
+    farthest = 1 - max(0.01, 100**-alpha)  # a step multiplies no wish by more than a hundred
     gap, size, curvature = _gap(cosines, lengths, alpha, x)
     for _ in range(200):
         step = np.linalg.solve(cosines + np.diag(curvature + 1e-14), -gap)
         shrink = (step / x).min()
         last = np.abs(step / x).max() <= 1e-7 or (np.abs(gap) <= 1e-13 * size).all()
-        t = 1.0 if shrink > -0.99 else -0.99 / shrink
+        t = min(1.0, farthest / max(-shrink, 1e-300))
         # The function falls as long as its slope along the step is negative; what it may rise to
         # at the end of a good step, and by rounding.
         limit = -0.5 * (step @ gap) + 1e-15 * (np.abs(step) @ size)
         while True:
-            there = x + t * step
+            there = np.maximum(x + t * step, SMALL * lengths)
             gap, size, curvature = _gap(cosines, lengths, alpha, there)
             if last or step @ gap <= limit:
                 break

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtlweight.solvers.active_set import minimize
+from mtlweight.solvers.active_set import level, minimize
 from mtlweight.solvers.unit_rows import Vector, ridged, unit_rows
 
 
@@ -55,14 +55,12 @@ def conflict_averse_weights(gram: Tensor, c: float) -> Tensor:
         length = np.sqrt(x @ y)
         if c >= 1 and length <= 1e-5 * x.sum():  # no lower than the origin, and there
             return np.zeros_like(x), 1.0
-        level = (overlaps @ x + c * length) / (prices @ x)
-        return overlaps + (c / length) * y - level * prices, 1 + c * x.sum() / length
+        y = overlaps + (c / length) * y
+        return y - prices * level(x, y, prices), 1 + c * x.sum() / length
 
     def goal(index: NDArray[np.intp]) -> Vector:
         p, a = prices[index], overlaps[index]
-        across, along = np.linalg.solve(
-            cosines[index[:, None], index], np.stack([a, p], axis=1)
-        ).T
+        across, along = np.linalg.solve(cosines[index[:, None], index], np.stack([a, p], axis=1)).T
         base = (p @ across) / (p @ along)
         across = across - base * along
         # Without a root the function falls for ever: the goal is then the way it falls.

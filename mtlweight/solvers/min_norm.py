@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtlweight.solvers.active_set import minimize
+from mtlweight.solvers.active_set import level, minimize
 from mtlweight.solvers.unit_rows import Matrix, Vector, ridged, unit_rows
 
 
@@ -39,7 +39,7 @@ def min_norm_point(gram: Tensor) -> Tensor:
 
     def slopes(x: Vector) -> tuple[Vector, float]:
         y = cosines @ x
-        return y - prices * ((x @ y) / (prices @ x)), x.sum()
+        return y - prices * level(x, y, prices), x.sum()
 
     def goal(index: NDArray[np.intp]) -> Vector:
         p = prices[index]
@@ -74,7 +74,7 @@ def directed_min_norm_point(products: Tensor, strength: float) -> Tensor:
     Source: the problem of Xiao, Ban & Ji, *Direction-oriented multi-objective learning*, NeurIPS
     2023, equation 7, solved exactly (ours).
     """
-    norms, cosines = unit_rows(_convex_part(products.numpy()))
+    norms, cosines = _convex_part(products.numpy())
     moves = norms > 0
     tasks = len(norms)
     if not moves.any():
@@ -87,7 +87,7 @@ def directed_min_norm_point(products: Tensor, strength: float) -> Tensor:
 
     def slopes(x: Vector) -> tuple[Vector, float]:
         y = cosines @ x + pull
-        return y - prices * ((x @ y) / (prices @ x)), x.sum() + scale
+        return y - prices * level(x, y, prices), x.sum() + scale
 
     def goal(index: NDArray[np.intp]) -> Vector:
         p = prices[index]
@@ -103,14 +103,16 @@ def directed_min_norm_point(products: Tensor, strength: float) -> Tensor:
     return torch.from_numpy(w / w.sum())
 
 
-def _convex_part(products: Matrix) -> Matrix:
-    """Returns the nearest matrix without negative eigenvalues, as it is if it has none."""
+def _convex_part(products: Matrix) -> tuple[Vector, Matrix]:
+    """Returns the lengths and cosines of vectors whose inner products are nearest to these."""
     symmetric: Matrix = (products + products.T) / 2
     norms, cosines = unit_rows(symmetric)
     bound = norms[:, None] * norms * (1 + 1e-9)
     if (np.abs(symmetric) <= bound).all() and np.linalg.eigvalsh(cosines)[0] >= -1e-12:
-        return symmetric
+        return norms, cosines
     scale = np.abs(symmetric).max()
     values, vectors = np.linalg.eigh(symmetric / scale)
-    part: Matrix = (vectors * (np.maximum(values, 0.0) * scale)) @ vectors.T
-    return part
+    rows = vectors * np.sqrt(np.maximum(values, 0.0) * scale)
+    norms = np.linalg.norm(rows, axis=1)
+    rows /= np.where(norms > 0, norms, 1.0)[:, None]
+    return norms, rows @ rows.T
