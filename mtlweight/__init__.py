@@ -74,7 +74,7 @@ from mtlweight.strategy import (
     MetricStrategy,
     Strategy,
 )
-from mtlweight.task_means import task_means
+from mtlweight.task_means import rows_by_task, task_means
 from mtlweight.wrappers import (
     Bounded,
     Every,
@@ -171,6 +171,7 @@ __all__ = [
     "delta_m",
     "delta_p",
     "quotas",
+    "rows_by_task",
     "split",
     "task_means",
 ]

@@ -25,7 +25,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return total
 
 
-def average_over_ranks(num_tasks: int, step: Step, counts: list[float]) -> Step:
+def average_over_ranks(num_tasks: int, step: Step, counts: list[float] | None) -> Step:
     """Returns the step with the losses of all ranks, averaged, and the numbers behind them.
 
     Every rank sends one vector of fixed length, whatever tasks it holds: reducing only the tasks
@@ -34,12 +34,12 @@ def average_over_ranks(num_tasks: int, step: Step, counts: list[float]) -> Step:
     Args:
         num_tasks: The number of all tasks, T.
         step: The losses of this rank.
-        counts: The number of samples behind each of its losses, `[m]`.
+        counts: The number of samples behind each of its losses, `[m]`; None for one.
     """
     if world_size() == 1:
-        return replace(step, counts=torch.tensor(counts))
+        return step if counts is None else replace(step, counts=torch.tensor(counts))
     values = step.values.detach()
-    here = values.new_tensor(counts)
+    here = values.new_ones(len(step.index)) if counts is None else values.new_tensor(counts)
     mine = torch.tensor(step.index, device=values.device)
     sums = values.new_zeros(2, num_tasks).index_copy(1, mine, torch.stack([values * here, here]))
     total, count = sum_over_ranks(sums)
@@ -52,5 +52,5 @@ def average_over_ranks(num_tasks: int, step: Step, counts: list[float]) -> Step:
         seen=(total / count)[everywhere],
         local=torch.tensor([everywhere.index(i) for i in step.index], device=values.device),
         factors=world_size() * here / count[mine],
-        counts=torch.tensor([numbers[i] for i in everywhere]),
+        counts=None if counts is None else torch.tensor([numbers[i] for i in everywhere]),
     )

@@ -55,10 +55,11 @@ class Step:
 
     def attach(self, value: Tensor, weights: Tensor) -> Tensor:
         """Returns a scalar worth `value` whose gradient is the sum of weight `[n]` x loss."""
-        slope = weights[self.local]
+        slopes = weights[self.local]
         if self.factors is not None:
-            slope = slope * self.factors
-        return value + (slope * (self.values - self.values.detach())).sum()
+            slopes = slopes * self.factors
+        total = torch.dot(slopes.to(self.values.dtype), self.values)
+        return value + (total - total.detach())
 
 
 def by_task(tasks: tuple[str, ...], given: Any, what: str) -> dict[str, Any]:

@@ -6,7 +6,9 @@ State is rebound, never written in place: a step that is refused leaves it as it
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from mtlweight.state import Rebound
 
 Index = slice | Tensor
 
@@ -18,7 +20,7 @@ def updated(old: Tensor, present: Index, new: Tensor) -> Tensor:
     return old.index_copy(0, present, new.to(old.dtype))
 
 
-class RunningMean(nn.Module):
+class RunningMean(Rebound):
     """The mean of T numbers since the latest reset, each over the steps in which it was there."""
 
     sums: Tensor
@@ -44,7 +46,7 @@ class RunningMean(nn.Module):
         self.counts = torch.zeros_like(self.counts)
 
 
-class Adam(nn.Module):
+class Adam(Rebound):
     r"""Adam on one number per task, with the gradient given, within [-10, 10].
 
     Absent tasks stand still.

@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, nn
 
 
-class Stateful(nn.Module):
+class Rebound(nn.Module):
+    """A module whose buffers are rebound at every step: as fast as plain attributes."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        buffers = self.__dict__.get("_buffers")
+        if buffers is not None and name in buffers and isinstance(value, Tensor):
+            buffers[name] = value  # as torch does after looking in five other places
+        else:
+            super().__setattr__(name, value)
+
+
+class Stateful(Rebound):
     """A module whose state belongs to named tasks.
 
     Tensors are buffers, rebound and never written in place, so that a graph that is still to be
@@ -97,12 +108,13 @@ class Stateful(nn.Module):
     @contextmanager
     def undone_if_refused(self) -> Iterator[None]:
         """Puts the state back if the body raises."""
-        before = self.buffers_now()
-        extra = [(m, m.get_extra_state()) for m in self.modules() if isinstance(m, Stateful)]
+        modules = list(self.modules())
+        before = [dict(module._buffers) for module in modules]
+        extra = [(m, m.get_extra_state()) for m in modules if isinstance(m, Stateful)]
         try:
             yield
         except BaseException:
-            for module, buffers in zip(self.modules(), before, strict=True):
+            for module, buffers in zip(modules, before, strict=True):
                 module._buffers.update(buffers)
             for owner, state in extra:
                 owner.set_extra_state(state)

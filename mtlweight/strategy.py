@@ -159,7 +159,7 @@ class Strategy(Stateful, ABC):
             RuntimeError: Autograd is off in training, or the graph of a loss was freed.
         """
         step = read_losses(self.tasks, losses, training=self.training)
-        numbers = read_counts(self.tasks, step, counts)
+        numbers = None if counts is None else read_counts(self.tasks, step, counts)
         if step.values.device != self.weights.device:
             self._follow(step.values.device)
         if not self.training:
@@ -168,8 +168,6 @@ class Strategy(Stateful, ABC):
         self.late_errors.raise_ready()
         with _no_autocast(step.values.device), self.undone_if_refused():
             step = average_over_ranks(self.num_tasks, step, numbers)
-            if counts is None:
-                step = replace(step, counts=None)
             good = self._check_values(step)
             if independent:
                 step = replace(step, others=self._read_others(step, independent))
@@ -231,7 +229,7 @@ class Strategy(Stateful, ABC):
         others = []
         for losses in independent:
             other = read_losses(self.tasks, losses, training=True)
-            other = average_over_ranks(self.num_tasks, other, read_counts(self.tasks, other, None))
+            other = average_over_ranks(self.num_tasks, other, None)
             if other.index != step.index:
                 raise ValueError(
                     f"A batch in `independent` has the tasks "
@@ -247,11 +245,11 @@ class Strategy(Stateful, ABC):
         index, seen = step.index, step.seen
         limit = min(torch.finfo(seen.dtype).max ** 0.5, 1e30)  # what float32 sums can hold
         lowest = 0.0 if self.nonnegative_losses else -limit
-        good: Tensor = ((seen <= limit) & (seen >= lowest)).all()
         if seen.is_cpu or self.check == "now" or self.waits:
-            if not good:
+            if not all(lowest <= loss <= limit for loss in seen.tolist()):
                 raise ValueError(describe_bad_loss(self.tasks, index, seen, limit, lowest))
             return None
+        good: Tensor = ((seen <= limit) & (seen >= lowest)).all()
 
         def describe(values: Tensor) -> str:
             return describe_bad_loss(self.tasks, index, values, limit, lowest)
@@ -552,7 +550,8 @@ class GradientStrategy(_ReadsGradients):
         the weight of a task then changes its part alike.
 
         Args:
-            gradients: The gradients of the losses of the tasks present, `[n, P]`; may be written to.
+            gradients: The gradients of the losses of the tasks present, `[n, P]`; it may overwrite
+                them.
             losses: Their losses, `[n]`.
         """
 
@@ -597,6 +596,9 @@ def among(shares: Tensor, present: Index) -> Tensor:
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    if not torch.amp.autocast_mode.is_autocast_available(device.type):
+    if not (
+        torch.amp.autocast_mode.is_autocast_available(device.type)
+        and torch.is_autocast_enabled(device.type)
+    ):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtlweight import QuotaSampler, Strategy, task_means
+from mtlweight import QuotaSampler, Strategy, rows_by_task, task_means
 from mtlweight.running import RunningMean
 from mtlweight_sr.data import Crop, CropDataset
 from mtlweight_sr.degradation import degrade
@@ -256,10 +256,7 @@ class Trainer:
         tasks, seeds = torch.as_tensor(batch.task), torch.as_tensor(batch.seed)
         hr = batch.image.to(self.device, non_blocking=True).float() / 255
         lr = degrade(hr, self.problem.tasks.draw(tasks, seeds, self.settings.seed, _STREAM))
-        with self._autocast():
-            sr = self.learner.model(lr)
-        sample_losses = (sr.float() - hr).abs().mean((1, 2, 3))
-        losses = task_means(sample_losses, tasks, self.names)
+        sample_losses, losses = self._forward(lr, hr, tasks)
         self._counts += torch.bincount(tasks, minlength=len(self.names))
         # Looked at before the strategy sees them: a bad batch must not enter its state.
         if not sample_losses.isfinite().all():
@@ -272,6 +269,24 @@ class Trainer:
             present = torch.tensor([self.names.index(name) for name in losses], device=self.device)
             self._losses.add(present, torch.stack(list(losses.values())).detach())
         return losses
+
+    def _forward(self, lr: Tensor, hr: Tensor, tasks: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the losses of the samples, in any order, and of the tasks."""
+        if not self.strategy.waits:
+            sample_losses = self._absolute_error(lr, hr)
+            return sample_losses, task_means(sample_losses, tasks, self.names)
+        # One backward pass a task costs no more than one in all where each has its own graph.
+        parts = {
+            name: self._absolute_error(lr[rows], hr[rows])
+            for name, rows in rows_by_task(tasks, self.names).items()
+        }
+        return torch.cat(list(parts.values())), {name: part.mean() for name, part in parts.items()}
+
+    def _absolute_error(self, lr: Tensor, hr: Tensor) -> Tensor:
+        with self._autocast():
+            sr = self.learner.model(lr)
+        errors: Tensor = (sr.float() - hr).abs().mean((1, 2, 3))
+        return errors
 
     def _close_interval(self, board: Board) -> None:
         scores = evaluate(

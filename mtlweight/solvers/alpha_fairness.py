@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from mtlweight.solvers.unit_rows import Matrix, Vector, unit_rows
 
 CLOSE = 1e-6  # 1 + cos of two vectors that count as opposed
-SMALL = 1e-100  # of the weight that it would have if all were orthogonal: a weight that vanishes
+SMALL = 1e-270  # of the weight that it would have if all were orthogonal: a weight that vanishes
 
 
 def alpha_fair_weights(gram: Tensor, alpha: float) -> Tensor:
@@ -83,20 +85,21 @@ def _gap(
 
 def _lowest(cosines: Matrix, lengths: Vector, alpha: float, x: Vector, ceiling: float) -> Vector:
     """Returns the lowest point, or a point as far out as the square root of the ceiling."""
-    farthest = 1 - max(0.01, 100**-alpha)  # a step multiplies no wish by more than a hundred
+    shrink = max(100.0**-alpha, 1e-15)  # the most in one step: a wish grows a hundredfold
     gap, size, curvature = _gap(cosines, lengths, alpha, x)
     for _ in range(200):
         step = np.linalg.solve(cosines + np.diag(curvature + 1e-14), -gap)
-        shrink = (step / x).min()
-        last = np.abs(step / x).max() <= 1e-7 or (np.abs(gap) <= 1e-13 * size).all()
-        t = min(1.0, farthest / max(-shrink, 1e-300))
+        relative = np.abs(step / x) * (x > SMALL * lengths)
+        last = relative.max() <= 1e-7 or (np.abs(gap) <= 1e-13 * size).all()
+        t = 1.0
         # The function falls as long as its slope along the step is negative; what it may rise to
         # at the end of a good step, and by rounding.
         limit = -0.5 * (step @ gap) + 1e-15 * (np.abs(step) @ size)
+        least = np.maximum(shrink * x, SMALL * lengths)
         while True:
-            there = np.maximum(x + t * step, SMALL * lengths)
+            there = np.maximum(x + t * step, least)
             gap, size, curvature = _gap(cosines, lengths, alpha, there)
-            if last or step @ gap <= limit:
+            if last or (there - x) @ gap <= limit:
                 break
             t *= 0.5
         x = there
@@ -109,17 +112,17 @@ def _bounded(
     cosines: Matrix, lengths: Vector, alpha: float, x: Vector, bound: float
 ) -> tuple[Vector, Matrix]:
     """Returns the lowest point with x @ x at the bound, and the cosines with the ridge it takes."""
-    ridge, low, high = CLOSE, 0.0, np.inf
+    ridge, low, high = CLOSE, 0.0, math.inf
     for _ in range(100):
         ridged = cosines + ridge * np.eye(len(x))
-        x = _lowest(ridged, lengths, alpha, x, np.inf)
-        excess = np.log(x @ x / bound)
+        x = _lowest(ridged, lengths, alpha, x, math.inf)
+        excess = math.log(float(x @ x) / bound)
         if abs(excess) <= 1e-4:
             break
         low, high = (ridge, high) if excess > 0 else (low, ridge)
         curvature = _gap(ridged, lengths, alpha, x)[2]
         slope = 2 * ridge * (x @ np.linalg.solve(ridged + np.diag(curvature), x)) / (x @ x)
-        ridge *= np.exp(np.clip(excess / slope, -5, 5))
+        ridge *= math.exp(min(max(excess / float(slope), -5.0), 5.0))
         if not low < ridge < high:
-            ridge = np.sqrt(low * high)
+            ridge = math.sqrt(low * high)
     return x, ridged

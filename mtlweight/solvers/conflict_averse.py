@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -40,7 +42,7 @@ def conflict_averse_weights(gram: Tensor, c: float) -> Tensor:
     """
     norms, cosines = unit_rows(gram.numpy())
     equal = np.full(len(norms), 1 / len(norms))
-    mean = np.sqrt(max(float(gram.mean()), 0.0))
+    mean = math.sqrt(max(float(gram.mean()), 0.0))
     if c == 0 or not mean > 1e-6 * norms.mean():
         return torch.from_numpy(equal)
     moves = (norms > 0).nonzero()[0]
@@ -64,14 +66,14 @@ def conflict_averse_weights(gram: Tensor, c: float) -> Tensor:
         base = (p @ across) / (p @ along)
         across = across - base * along
         # Without a root the function falls for ever: the goal is then the way it falls.
-        root = np.sqrt(max(c**2 - (a - base * p) @ across, 0.0) / (p @ along))
-        x = root * along - across
-        return x / np.abs(x).sum()
+        root = math.sqrt(max(c**2 - float((a - base * p) @ across), 0.0) / float(p @ along))
+        x: Vector = root * along - across
+        return x / float(np.abs(x).sum())
 
     start = np.zeros_like(norms)
     start[((overlaps + c) / prices).argmin()] = 1.0
     x = minimize(start, slopes, goal, "The best direction for the worst-off task")
-    length = np.sqrt(max(x @ (exact @ x), 0.0))
+    length = math.sqrt(max(float(x @ (exact @ x)), 0.0))
     if length > 1e-4 * x.sum():
         equal[moves] += c * mean * x / (length * norms)
     return torch.from_numpy(equal)

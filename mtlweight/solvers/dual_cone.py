@@ -36,7 +36,7 @@ def dual_cone_weights(gram: Tensor, weights: Tensor) -> Tensor:
     definite = ridged(cosines)
     rows = weights.reshape(-1, len(norms)).numpy().copy()
     for u in rows:
-        top = (u * norms).max()
+        top = float((u * norms).max())
         if top > 0:
             u += _correction(definite, cosines @ (u * norms / top)) * top / lengths
     return torch.from_numpy(rows).view_as(weights)

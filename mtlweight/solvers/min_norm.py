@@ -43,8 +43,8 @@ def min_norm_point(gram: Tensor) -> Tensor:
 
     def goal(index: NDArray[np.intp]) -> Vector:
         p = prices[index]
-        x = np.linalg.solve(cosines[index[:, None], index], p)
-        return x / (p @ x)
+        point: Vector = np.linalg.solve(cosines[index[:, None], index], p)
+        return point / float(p @ point)
 
     start = np.zeros_like(norms)
     start[norms.argmin()] = 1.0
@@ -75,11 +75,13 @@ def directed_min_norm_point(products: Tensor, strength: float) -> Tensor:
     2023, equation 7, solved exactly (ours).
     """
     norms, cosines = _convex_part(products.numpy())
-    moves = norms > 0
+    # The mean is known to sixteen digits: beside it, shorter vectors than that are zero.
+    moves = norms > 1e-14 * strength * norms.max()
+    cosines = np.where(moves[:, None] & moves, cosines, 0.0)
     tasks = len(norms)
     if not moves.any():
         return torch.full((tasks,), 1 / tasks, dtype=torch.float64)
-    lengths = norms / norms[moves].min()
+    lengths = norms / norms[moves].min() * moves
     prices = 1 / np.where(moves, lengths, 1.0)
     pull = (strength / tasks) * (cosines @ lengths)
     scale = (strength / tasks) * lengths.sum()
@@ -91,9 +93,10 @@ def directed_min_norm_point(products: Tensor, strength: float) -> Tensor:
 
     def goal(index: NDArray[np.intp]) -> Vector:
         p = prices[index]
-        right = np.stack([-pull[index], p], axis=1)
-        free, shift = np.linalg.solve(cosines[index[:, None], index], right).T
-        point: Vector = free + shift * ((1 - p @ free) / (p @ shift))
+        system = np.zeros((len(p) + 1, len(p) + 1))
+        system[:-1, :-1] = cosines[index[:, None], index]
+        system[-1, :-1] = system[:-1, -1] = p
+        point: Vector = np.linalg.solve(system, np.append(-pull[index], 1.0))[:-1]
         return point
 
     start = np.zeros_like(norms)

@@ -25,10 +25,11 @@ class LRA(GradientStrategy):
     from $\lambda = 1$, with m the main loss, whose weight stays one. In the paper that is the
     residual of the differential equation, and the others are boundary and initial conditions.
 
-    The paper's formula gives the new ratio the share .9, its authors' code the old one; ours is
-    the code's. Their code takes the mean over the gradient of $\lambda_i L_i$, which the formula
-    does not. Ours: without a gradient of the main or the side loss, $\lambda_i$ stays as it is. For
-    an update every ten steps, as the authors do, write `Every(10, LRA(tasks))`.
+    As in the authors' code, the past has the share .9; the formula of the paper is also read the
+    other way round. Their code takes the mean over the gradient of $\lambda_i L_i$, ours over that
+    of $L_i$, as the formula has it. Ours: without a gradient of the main or the side loss,
+    $\lambda_i$ stays as it is. For an update every ten steps, as the authors do, write
+    `Every(10, LRA(tasks))`.
 
     Use it when one loss drowns the others and its gradient has a few large entries, as stiff
     differential equations have. Not when there is no main loss, or losses are on the same scale:

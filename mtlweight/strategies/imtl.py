@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mtlweight.inputs import Step
 from mtlweight.options import Finite, GradientOptions, Positive, Tasks
 from mtlweight.running import Adam
 from mtlweight.strategies.config import Array, equal_cosines
 from mtlweight.strategy import GramStrategy
+from mtlweight.task_gradients import Shared
 
 
 class IMTLG(GramStrategy):
@@ -99,6 +102,11 @@ class IMTL(GramStrategy):
         self.log_scales = self.adam.step(self.log_scales, self.present, slope).clamp(-10, 10)
         scaled = self.scales[:, None] * gram * self.scales
         return self.scales * torch.from_numpy(impartial(scaled.numpy()))
+
+    def spend_step(self, step: Step, shared: Shared | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """Returns how to spend given weights; heads get the scales learned so far."""
+        self.scales = self.log_scales[step.index].clamp(-10, 10).cpu().double().exp()
+        return super().spend_step(step, shared)
 
     def paper_heads(self, weights: Tensor, losses: Tensor) -> Tensor:
         """Returns the learned scales, `[n]`."""

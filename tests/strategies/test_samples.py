@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import datetime
-from pathlib import Path
+import threading
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import mtlweight.distributed
 from mtlweight import Bounded, LogLosses, SLGrad
 
 TASKS = ("main", "helper")
@@ -338,40 +336,70 @@ def test_wrapped() -> None:
             p.grad = None
 
 
-def train(rank: int | None) -> dict[str, Tensor]:
-    """Returns what two ranks with four and two samples find, or one with all six."""
-    world = World()
-    rows = {None: slice(None), 0: slice(0, 4), 1: slice(4, 6)}[rank]
-    strategy = SLGrad(TASKS, validation=world.held_out, learning_rate=0.3)
-    total = strategy(world.losses(rows))
-    total.backward()
-    gradient = world.gradient()
-    if rank is not None:
-        dist.all_reduce(gradient)
-        gradient /= 2
-    found = {"gradient": gradient, "weights": strategy.weights, "value": total.detach()}
-    return found | strategy.sample_weights
+class Ranks:
+    """Two ranks in the threads of one process: what the library needs of `torch.distributed`."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(2, timeout=20)
+        self.sent: dict[int, Tensor] = {}
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def get_world_size(self) -> int:
+        return 2
+
+    def all_reduce(self, x: Tensor) -> None:
+        rank = int(threading.current_thread().name)
+        self.sent[rank] = x.clone()
+        self.barrier.wait()
+        assert self.sent[0].shape == self.sent[1].shape, "a reduction of different sizes"
+        x.copy_(self.sent[0] + self.sent[1])
+        self.barrier.wait()
+
+    def run(self, work: Any) -> list[Any]:
+        found: dict[int, Any] = {}
+        threads = [
+            threading.Thread(target=lambda i=i: found.update({i: work(i)}), name=str(i))
+            for i in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [found[0], found[1]]
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=20),
-    )
-    torch.save(train(rank), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+@pytest.mark.parametrize("form", ["samples", "means"])
+def test_two_ranks_are_one(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """With four and two samples, against one rank with all six."""
 
+    worlds = {rank: World() for rank in (None, 0, 1)}  # not in threads: they share a generator
 
-def test_two_ranks_are_one(tmp_path: Path) -> None:
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
-    one = train(None)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for name in ("gradient", "weights", "value"):
-        for rank in ranks:
-            torch.testing.assert_close(rank[name], one[name], rtol=1e-6, atol=1e-9)
-    for task in TASKS:
-        torch.testing.assert_close(torch.cat([rank[task] for rank in ranks]), one[task])
+    def work(rank: int | None) -> dict[str, Tensor]:
+        world = worlds[rank]
+        rows = {None: slice(None), 0: slice(0, 4), 1: slice(4, 6)}[rank]
+        strategy = SLGrad(TASKS, validation=world.held_out, learning_rate=0.3)
+        losses = world.losses(rows)
+        counts = {task: len(loss) for task, loss in losses.items()}
+        if form == "means":
+            losses = {task: loss.mean() for task, loss in losses.items()}
+        total = strategy(losses, counts=counts)
+        total.backward()
+        found = {"gradient": world.gradient(), "weights": strategy.weights, "value": total.detach()}
+        return found | strategy.sample_weights
+
+    one = work(None)
+    monkeypatch.setattr(mtlweight.distributed, "dist", Ranks())
+    ranks = mtlweight.distributed.dist.run(work)
+    mean = (ranks[0]["gradient"] + ranks[1]["gradient"]) / 2
+    torch.testing.assert_close(mean, one["gradient"], rtol=1e-6, atol=1e-9)
+    for rank in ranks:
+        torch.testing.assert_close(rank["weights"], one["weights"])
+        torch.testing.assert_close(rank["value"], one["value"])
+    if form == "samples":
+        for task in TASKS:
+            torch.testing.assert_close(torch.cat([rank[task] for rank in ranks]), one[task])
