@@ -62,7 +62,7 @@ def plain(problem: Problem) -> Step:
 
     def step() -> None:
         problem.clear()
-        problem.whole().backward()
+        torch.autograd.backward(problem.whole())
 
     return step
 

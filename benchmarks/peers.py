@@ -118,14 +118,14 @@ def _by_engine(make: Callable[[Any, int], Any], problem: Problem) -> Step:
 
     twin = problem.twin
     if not hasattr(twin, "engine"):  # its hooks stay on the network
-        twin.engine = autogram.Engine(twin.encoder)  # type: ignore[attr-defined]
+        twin.engine = autogram.Engine(twin.encoder, batch_dim=None)  # type: ignore[attr-defined]
     engine: Any = twin.engine  # type: ignore[attr-defined]
     weighting = make(aggregation, len(twin.tasks))
 
     def step() -> None:
         twin.clear()
         losses = torch.stack(list(twin.forward()[1].values()))
-        losses.backward(weighting(engine.compute_gramian(losses)))
+        torch.autograd.backward(losses, weighting(engine.compute_gramian(losses)))
 
     return _warmed_up(step)
 

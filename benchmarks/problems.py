@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,19 +49,16 @@ class Problem:
         self.tasks = tuple(heads)
         self.encoder = encoder
         self.heads = nn.ModuleDict(heads)
+        self._parameters = [*encoder.parameters(), *self.heads.parameters()]
 
     @property
     def shared_size(self) -> int:
         """The number P of shared parameters."""
         return sum(parameter.numel() for parameter in self.encoder.parameters())
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        yield from self.encoder.parameters()
-        yield from self.heads.parameters()
-
     def clear(self) -> None:
         """Forgets the gradients, as an optimizer does before each step."""
-        for parameter in self.parameters():
+        for parameter in self._parameters:
             parameter.grad = None
 
     @functools.cached_property

@@ -83,13 +83,19 @@ def results_of(unit: Unit, request: pytest.FixtureRequest) -> dict[str, Result]:
         _latest.clear()
         cases = [item.callspec.params["case"] for item in request.session.items]  # type: ignore[attr-defined]
         reporter: Any = request.config.pluginmanager.get_plugin("terminalreporter")
+
+        def note(text: str) -> None:
+            if reporter.verbosity > 0:
+                reporter.write_line(text)
+                reporter.flush()
+
         _latest[unit] = measure(
             build_problem(unit.problem, unit.tasks),
             limits(unit.group),
             [case.contender for case in cases if case.unit == unit],
             request.config.getoption("benchmark_min_rounds"),
             float(request.config.getoption("benchmark_max_time")),
-            note=lambda text: reporter.write_line(text) if reporter.verbosity > 0 else None,
+            note,
         )
     return _latest[unit]
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
+from mtlweight.compiled import handle_of, weigh
 from mtlweight.distributed import average_over_ranks, sum_over_ranks, world_size
 from mtlweight.inputs import (
     Losses,
@@ -100,6 +101,7 @@ class Strategy(Stateful, ABC):
         self.late_errors = LateErrors()
         self.epoch_weights = RunningMean(len(self.tasks))
         self.register_buffer("weights", self.uniform())
+        self.handle = handle_of(self)
 
     @property
     def num_tasks(self) -> int:
@@ -158,24 +160,80 @@ class Strategy(Stateful, ABC):
             TypeError: A loss is not a floating point tensor.
             RuntimeError: Autograd is off in training, or the graph of a loss was freed.
         """
+        if torch.compiler.is_compiling():
+            if self.in_graph and counts is None:
+                return self._in_graph(losses)
+            apart = torch.compiler.disable(self._forward)  # type: ignore[no-untyped-call]
+            return apart(losses, shared, counts, independent)  # type: ignore[no-any-return]
+        return self._forward(losses, shared, counts, independent)
+
+    def _forward(
+        self,
+        losses: Losses,
+        shared: Shared | None,
+        counts: Mapping[str, int] | None,
+        independent: Sequence[Losses],
+    ) -> Tensor:
         step = read_losses(self.tasks, losses, training=self.training)
         numbers = None if counts is None else read_counts(self.tasks, step, counts)
-        if step.values.device != self.weights.device:
-            self._follow(step.values.device)
         if not self.training:
-            weights = self.epoch_weights.mean(default=self.weights)
-            return (weights[step.index] * step.values).sum()
+            return self._evaluated(step.values, step.index)
+        others = tuple(read_losses(self.tasks, more, training=True) for more in independent)
+        return self._stepped(step, shared, numbers, others).total()
+
+    def _evaluated(self, values: Tensor, index: list[int]) -> Tensor:
+        """Returns the sum of the losses by the weights of this epoch."""
+        self._follow(values.device)
+        weights = self.epoch_weights.mean(default=self.weights)
+        return (weights[index] * values).sum()
+
+    def _stepped(
+        self,
+        step: Step,
+        shared: Shared | None,
+        counts: list[float] | None = None,
+        others: tuple[Step, ...] = (),
+    ) -> Weighed:
+        """Takes a step: all of it, or nothing if it is refused."""
+        self._follow(step.values.device)
         self.late_errors.raise_ready()
         with _no_autocast(step.values.device), self.undone_if_refused():
-            step = average_over_ranks(self.num_tasks, step, numbers)
+            step = average_over_ranks(self.num_tasks, step, counts)
             good = self._check_values(step)
-            if independent:
-                step = replace(step, others=self._read_others(step, independent))
+            if others:
+                step = replace(step, others=self._average_others(others, step))
             before = None if good is None else self.buffers_now()
-            total = self.advance(step, shared).total()
+            weighed = self.advance(step, shared)
             if good is not None and before is not None:
                 self.keep_if(good, before)
-        return total
+        return weighed
+
+    @property
+    def in_graph(self) -> bool:
+        """Whether a compiled training step takes the strategy in without a break of its graph."""
+        return False
+
+    def _in_graph(self, losses: Losses) -> Tensor:
+        """Returns the scalar, from one opaque operation."""
+        step = read_losses(self.tasks, losses, training=False)
+        value, slopes = weigh(step.values.detach(), self.handle, step.index)
+        total = torch.dot(slopes, step.values)
+        scalar: Tensor = value + (total - total.detach())
+        return scalar
+
+    def weigh_values(self, values: Tensor, index: list[int]) -> tuple[Tensor, Tensor]:
+        """Takes a step on detached losses `[m]`: what the scalar is worth, and its slopes `[m]`."""
+        if not self.training:
+            leaf = values.clone().requires_grad_()
+            with torch.enable_grad():
+                total = self._evaluated(leaf, index)
+            return total.detach(), torch.autograd.grad(total, leaf)[0]
+        leaf = values.clone().requires_grad_()
+        with torch.enable_grad():
+            step = Step(index, values, slice(None), leaf, [])
+            total = self._stepped(step, None).total()
+            (slopes,) = torch.autograd.grad(total, leaf)
+        return total.detach(), slopes
 
     def advance(self, step: Step, shared: Shared | None) -> Weighed:
         """Takes one step on losses that are good: weighs them, and records their weights.
@@ -224,12 +282,10 @@ class Strategy(Stateful, ABC):
         """Returns how to spend given weights on a step that was not weighed; records nothing."""
         return step.attach
 
-    def _read_others(self, step: Step, independent: Sequence[Losses]) -> tuple[Step, ...]:
-        """Returns the losses of further batches, which must be of the same tasks."""
-        others = []
-        for losses in independent:
-            other = read_losses(self.tasks, losses, training=True)
-            other = average_over_ranks(self.num_tasks, other, None)
+    def _average_others(self, others: tuple[Step, ...], step: Step) -> tuple[Step, ...]:
+        """Returns the losses of further batches over all ranks, which are of the same tasks."""
+        averaged = tuple(average_over_ranks(self.num_tasks, other, None) for other in others)
+        for other in averaged:
             if other.index != step.index:
                 raise ValueError(
                     f"A batch in `independent` has the tasks "
@@ -237,8 +293,7 @@ class Strategy(Stateful, ABC):
                     f"{[self.tasks[i] for i in step.index]}: give all of them the same tasks."
                 )
             self._check_values(other)
-            others.append(other)
-        return tuple(others)
+        return averaged
 
     def _check_values(self, step: Step) -> Tensor | None:
         """Refuses bad losses at once where that costs no wait, else returns a flag of good ones."""
@@ -269,6 +324,8 @@ class Strategy(Stateful, ABC):
         return super().get_extra_state() | {"shared": self.shared_leaves.shapes}
 
     def _follow(self, device: torch.device) -> None:
+        if device == self.weights.device:
+            return
         if device.type == "meta":
             raise ValueError(
                 f"The losses are on {device}, where tensors have no values, and the strategy is on "
@@ -329,6 +386,12 @@ class LossStrategy(Strategy):
 
     The weights are the derivative of that scalar, taken by autograd.
     """
+
+    @property
+    def in_graph(self) -> bool:
+        """A compiled training step is not broken, unless the strategy asks for gradients."""
+        learns = any(parameter.requires_grad for parameter in self.parameters())
+        return self.rescale != "equal-norm" and not learns
 
     @abstractmethod
     def scalarize(self, losses: Tensor) -> Tensor:
@@ -484,10 +547,13 @@ class GramStrategy(_ReadsGradients):
     ) -> None:
         super().__init__(tasks, **options)
         self.chunk = chunk
+        self.rounding = 1e-6
 
     @abstractmethod
     def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
         """Returns the weights `[n]` of the tasks present.
+
+        `self.rounding` tells how far cosines can be wrong.
 
         Args:
             gram: The inner products of their gradients, `[n, n]`, float64, on the host.
@@ -505,6 +571,7 @@ class GramStrategy(_ReadsGradients):
             chunk=self.chunk,
         )
         gram = self._gram(step, gradients)
+        self.rounding = 1e-14 if gradients.sought.like.dtype == torch.float64 else 1e-6
         losses = step.seen.double().cpu()
         weights = self._rescaled(self.weigh(gram, losses), gram).to(step.seen)
 

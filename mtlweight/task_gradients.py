@@ -402,6 +402,7 @@ def _products(rows: Tensor) -> Tensor:
 
 def _without_rounding(gram: Tensor) -> Tensor:
     """Returns the products without those of gradients too short for any weight to make up for."""
+    gram = (gram + gram.T) / 2
     norms = gram.diagonal().sqrt()
     moves = norms > 1e-30 * norms.max()
     return torch.where(moves[:, None] & moves, gram, 0.0) if gram.isfinite().all() else gram

@@ -52,7 +52,7 @@ def _correction(cosines: Matrix, products: Vector) -> Vector:
         return cosines @ x + products, x.sum() + 1.0
 
     def goal(index: NDArray[np.intp]) -> Vector:
-        point: Vector = np.linalg.solve(cosines[index[:, None], index], -products[index])
-        return point
+        point = np.linalg.solve(cosines[index[:, None], index], -products[index])
+        return point.astype(np.float64, copy=False)
 
     return minimize(nothing, slopes, goal, "The projection on the dual cone")

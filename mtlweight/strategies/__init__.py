@@ -4,8 +4,10 @@ from mtlweight.strategies.achievement import DTP, FMTL, Achievement, FocalAchiev
 from mtlweight.strategies.adaptive import VQGAN
 from mtlweight.strategies.aligned import AlignedMTL
 from mtlweight.strategies.annealing import LRA
+from mtlweight.strategies.cagrad import CAGrad
 from mtlweight.strategies.config import ConFIG
 from mtlweight.strategies.double_sampling import MoDo, SDMGrad
+from mtlweight.strategies.dual_cone import DualProj, UPGrad
 from mtlweight.strategies.dwa import DWA
 from mtlweight.strategies.excess_risk import ExcessMTL
 from mtlweight.strategies.experimental import FORUM, MOML, AutoLambda, IGBv2
@@ -24,6 +26,7 @@ from mtlweight.strategies.loss_trends import ReLoBRaLo, SoftAdapt
 from mtlweight.strategies.masks import GradDrop, TrimmedMean
 from mtlweight.strategies.mgda import MGDA
 from mtlweight.strategies.mixing import DoReMi, OnlineMixing
+from mtlweight.strategies.nash import FairGrad, NashMTL
 from mtlweight.strategies.norms import DBMTL, AvgNorm
 from mtlweight.strategies.output_balance import EnCodec
 from mtlweight.strategies.pcgrad import PCGrad
@@ -41,16 +44,19 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "auto_lambda": AutoLambda,
     "avg_norm": AvgNorm,
     "bmtl": BMTL,
+    "cagrad": CAGrad,
     "config": ConFIG,
     "cosmos": COSMOS,
     "cov": CoV,
     "db_mtl": DBMTL,
     "doremi": DoReMi,
     "dtp": DTP,
+    "dual_proj": DualProj,
     "dwa": DWA,
     "encodec": EnCodec,
     "equal": Equal,
     "excess_mtl": ExcessMTL,
+    "fairgrad": FairGrad,
     "famo": FAMO,
     "fixed": Fixed,
     "fmtl": FMTL,
@@ -76,6 +82,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "moco": MoCo,
     "modo": MoDo,
     "moml": MOML,
+    "nash_mtl": NashMTL,
     "online_mixing": OnlineMixing,
     "pbi": PBI,
     "pcgrad": PCGrad,
@@ -91,6 +98,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "stch": STCH,
     "tchebycheff": Tchebycheff,
     "trimmed_mean": TrimmedMean,
+    "upgrad": UPGrad,
     "uw": UW,
     "uw_o": UWO,
     "uw_so": UWSO,

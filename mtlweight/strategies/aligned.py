@@ -80,12 +80,10 @@ class AlignedMTL(GramStrategy):
         moves = gram.numpy().diagonal() > 0
         if not moves.any():
             return p
-        norms, cosines, directions = components(gram.numpy())
+        norms, cosines, directions = components(gram.numpy(), self.rounding)
         clean = norms[:, None] * (directions * cosines @ directions.T) * norms
-        rank, tolerance = len(cosines), len(norms) * np.finfo(clean.dtype).eps
         values, vectors = np.linalg.eigh(clean)
-        values, vectors = values[-rank:], vectors[:, -rank:]
-        kept = values > tolerance * values[-1]
+        kept = values > len(values) * np.finfo(values.dtype).eps * values[-1]
         values, vectors = values[kept], vectors[:, kept]
         square = {
             "min": values[0],

@@ -24,7 +24,7 @@ class ConFIG(GramStrategy):
     w_i = \kappa\, q_i / \lVert g_i \rVert$$
 
     with $u_i = g_i / \lVert g_i \rVert$, $C_{ij} = u_i \cdot u_j$ and $\kappa$ what the length of d
-    asks for. The matrix C is all it needs. Eigenvalues of C below $10^{-6}$ of the largest count as
+    asks for. The matrix C is all it needs. Eigenvalues of C below $10^{-6}$ of the largest ($10^{-14}$ in double precision) count as
     zero (ours): gradients within some $10^{-3}$ in angle are taken as one, since single precision
     can't tell what else they differ by, and large weights would multiply that. Where no direction
     has the same angle to all, which takes linearly dependent gradients, it is the one closest to
@@ -58,7 +58,7 @@ class ConFIG(GramStrategy):
         moves = norms > 0
         if not moves.any():
             return torch.full_like(losses, 1.0)
-        q, cosines = equal_cosines(gram.numpy())
+        q, cosines = equal_cosines(gram.numpy(), self.rounding)
         n = norms[moves]
         lengths = np.zeros_like(norms)
         lengths[moves] = {
@@ -76,29 +76,29 @@ class ConFIG(GramStrategy):
         return torch.from_numpy(weights)
 
 
-def equal_cosines(gram: Array) -> tuple[Array, Array]:
+def equal_cosines(gram: Array, rounding: float) -> tuple[Array, Array]:
     """Returns q `[n]` whose sum of q_i u_i has the same product with each unit gradient u_i: one.
 
     And the products, `[n]`, which are not one but closest to it by least squares where the u_i are
     linearly dependent. Where those are zero, q is one: the u_i add up to nothing. Both are zero for
     gradients that vanish, of which there is at least one that does not.
     """
-    norms, values, vectors = components(gram)
+    norms, values, vectors = components(gram, rounding)
     moves = norms > 0
     sums = vectors.T @ moves
-    if sums @ sums <= 1e-10:
+    if sums @ sums <= 1e-4 * rounding:
         return moves.astype(np.float64), np.zeros_like(norms)
     return moves * (vectors @ (sums / values)), moves * (vectors @ sums)
 
 
-def components(gram: Array) -> tuple[Array, Array, Array]:
+def components(gram: Array, rounding: float) -> tuple[Array, Array, Array]:
     """Returns the lengths `[n]`, and eigenvalues `[r]` and eigenvectors `[n, r]` of the cosines.
 
-    The r above a millionth of the largest: below is the rounding of products that were taken in
-    single precision, where angles under some 1e-3 are lost.
+    The r above the rounding of the products, relative to the largest: in single precision, where it
+    is a millionth, angles under some 1e-3 are lost.
     """
     norms = np.sqrt(gram.diagonal())
     inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     values, vectors = np.linalg.eigh(inverse[:, None] * gram * inverse)
-    kept = values > 1e-6 * values[-1]
+    kept = values > rounding * values[-1]
     return norms, values[kept], vectors[:, kept]

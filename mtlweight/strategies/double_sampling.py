@@ -11,7 +11,7 @@ from torch import Tensor
 from mtlweight.inputs import Step
 from mtlweight.options import GradientOptions, NonNegative, Positive, Tasks
 from mtlweight.running import updated
-from mtlweight.solvers import min_norm_point
+from mtlweight.solvers import directed_min_norm_point, simplex_projection
 from mtlweight.strategy import Weighed, _ReadsGradients, among
 from mtlweight.task_gradients import Rows, Shared
 
@@ -150,7 +150,7 @@ class MoDo(_DoubleSampling):
     def weigh(self, products: Tensor) -> Tensor:
         before = self.shares[self.present]
         weights = descended(
-            among(self.shares, self.present).double().cpu(), products, self.step_size, self.rho
+            among(self.shares, self.present).cpu().double(), products, self.step_size, self.rho
         )
         self.shares = updated(self.shares, self.present, weights.to(before) * before.sum())
         return weights
@@ -202,38 +202,15 @@ class SDMGrad(_DoubleSampling):
         self.lambda_ = lambda_
 
     def weigh(self, products: Tensor) -> Tensor:
-        # The weights sought are those of the shortest vector in the hull of the tasks' own
-        # directions (g_i + lambda g_0) / (1 + lambda).
-        n = len(products)
-        corners = (torch.eye(n).double() + self.lambda_ / n) / (1 + self.lambda_)
-        return corners @ min_norm_point(corners @ _positive_part(products) @ corners)
+        w = directed_min_norm_point(products, self.lambda_)
+        return (w + self.lambda_ / len(w)) / (1 + self.lambda_)
 
 
 def descended(shares: Tensor, products: Tensor, step_size: float, rho: float) -> Tensor:
     """Returns shares `[n]` after one step down the slopes A w + rho w, and back to the simplex."""
     slopes = products @ shares + rho * shares
     # A constant makes no difference to the projection, but large ones to the rounding.
-    return _project(shares - step_size * (slopes - slopes.min()))
-
-
-def _project(x: Tensor) -> Tensor:
-    """Returns the point of the simplex that is closest to x, `[n]`."""
-    falling = x.sort(descending=True).values
-    excess = (falling.cumsum(0) - 1) / torch.arange(1, len(x) + 1, dtype=x.dtype)
-    return (x - excess[falling > excess][-1]).clamp_min(0)
-
-
-def _positive_part(products: Tensor) -> Tensor:
-    """Returns the closest Gram matrix to A, tasks of all lengths counting alike."""
-    symmetric = (products + products.T) / 2
-    squares = symmetric.diagonal().abs()
-    lengths = squares.clamp_min(1e-12 * squares.max()).sqrt()
-    lengths = torch.where(lengths > 0, lengths, 1.0)
-    values, vectors = torch.linalg.eigh(symmetric / lengths / lengths[:, None])
-    if values[0] >= -1e-9 * values[-1]:  # a Gram matrix as it is
-        return symmetric
-    positive: Tensor = (vectors * values.clamp_min(0)) @ vectors.T
-    return positive * lengths * lengths[:, None]
+    return simplex_projection(shares - step_size * (slopes - slopes.min()))
 
 
 def inner_products(rows: Tensor, others: Tensor) -> Tensor:
@@ -250,11 +227,11 @@ def inner_products(rows: Tensor, others: Tensor) -> Tensor:
     for start in range(0, size, piece):
         end = min(start + piece, size)
         total += rows[:, start:end].to(wide) @ others[:, start:end].to(wide).T
-    return total.double().cpu()
+    return total.cpu().double()
 
 
 def inner_squares(rows: Tensor) -> Tensor:
     """Returns the product of each row with itself, `[n]`, float64, on the host."""
     wide = torch.float32 if rows.device.type == "mps" else torch.float64
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=wide)
-    return lengths.double().cpu().square()
+    return lengths.cpu().double().square()

@@ -50,7 +50,7 @@ class IMTLG(GramStrategy):
     """
 
     def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
-        return torch.from_numpy(impartial(gram.numpy()))
+        return torch.from_numpy(impartial(gram.numpy(), self.rounding))
 
 
 class IMTL(GramStrategy):
@@ -101,7 +101,7 @@ class IMTL(GramStrategy):
         slope = (self.scales * losses - 1).to(s)
         self.log_scales = self.adam.step(self.log_scales, self.present, slope).clamp(-10, 10)
         scaled = self.scales[:, None] * gram * self.scales
-        return self.scales * torch.from_numpy(impartial(scaled.numpy()))
+        return self.scales * torch.from_numpy(impartial(scaled.numpy(), self.rounding))
 
     def spend_step(self, step: Step, shared: Shared | None) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns how to spend given weights; heads get the scales learned so far."""
@@ -113,13 +113,13 @@ class IMTL(GramStrategy):
         return self.scales
 
 
-def impartial(gram: Array) -> Array:
+def impartial(gram: Array, rounding: float) -> Array:
     r"""Returns the weights $\alpha$ of equal projections, `[n]`; see `IMTLG`."""
     norms = np.sqrt(gram.diagonal())
     moves = norms > 0
     if not moves.any():
         return np.full_like(norms, 1 / len(norms))
-    q, cosines = equal_cosines(gram)
+    q, cosines = equal_cosines(gram, rounding)
     v = np.divide(q, norms, out=np.zeros_like(q), where=moves)
     weights: Array = v / max(v.sum(), np.sqrt(q @ cosines) / norms.max())
     weights[~moves] = max(weights[moves].mean(), 0.0)

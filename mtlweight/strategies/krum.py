@@ -76,7 +76,9 @@ class Krum(GramStrategy):
         place = scores.argsort()[m - 1]
         last = scores[place]
         # What differs in the rounding of single precision is equal: the order must not decide.
-        noise = 1e-12 * last + 1e-6 * squares[place].sqrt() * (squares[place] + last).sqrt()
+        noise = (
+            1e-12 * last + self.rounding * squares[place].sqrt() * (squares[place] + last).sqrt()
+        )
         sure = (scores < last - noise).to(gram)
         tied = ((scores - last).abs() <= noise).to(gram)
         return (sure + tied * (m - sure.sum()) / tied.sum()) / m

@@ -19,7 +19,19 @@ from mtlweight.task_gradients import Shared
 Trim = Annotated[int, Field(ge=0)]
 
 
-class GradDrop(GradientStrategy):
+class _Masks(GradientStrategy):
+    """A strategy that keeps some of the entries of the task gradients."""
+
+    def __init__(self, tasks: Tasks, **options: Unpack[GradientOptions]) -> None:
+        super().__init__(tasks, **options)
+
+    def _sizes(self, gradients: Tensor) -> Tensor:
+        """Returns the sum of the sizes of the entries of each gradient, over all ranks, `[n]`."""
+        sizes: Tensor = torch.linalg.vector_norm(gradients, ord=1, dim=1)
+        return sum_over_ranks(sizes) if self.on_features else sizes
+
+
+class GradDrop(_Masks):
     r"""Gradient sign dropout: in each coordinate keeps the gradients of one sign, drawn by lot.
 
     $$P = \frac12 \Big( 1 + \frac{\sum_i x_i}{\sum_i |x_i|} \Big), \qquad
@@ -91,42 +103,38 @@ class GradDrop(GradientStrategy):
             self.features = []
 
     def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
-        generator = self.generator()
-        kept = torch.empty_like(gradients)
+        generator, sizes = self.generator(), self._sizes(gradients)
         if self.on_features:
-            sizes = [z.numel() for z in self.features]
-            pieces = (torch.split(x, sizes, dim=1) for x in (gradients, kept))
-            for z, g, out in zip(self.features, *pieces, strict=True):
-                self._drop_by_item(z, g, out, generator)
+            numbers = [z.numel() for z in self.features]
+            for z, g in zip(self.features, torch.split(gradients, numbers, dim=1), strict=True):
+                self._drop_by_item(z, g, generator)
         else:
             draws = torch.rand(gradients.shape[1], generator=generator).to(gradients.device)
-            for g, out, u in in_pieces(gradients, kept, draws[None]):
+            for g, u in in_pieces(gradients, draws[None]):
                 positive = g.clamp_min(0)
-                out.copy_(torch.where(_keeps_positive(positive, g, u[0]), positive, g - positive))
-                self._let_through(out, g)
-        ones = torch.ones_like(losses)
-        return _share(kept, gradients, self.on_features).to(losses), Parts(ones, kept)
+                keeps = _keeps_positive(positive, g, u[0])
+                self._overwrite(g, torch.where(keeps, positive, g - positive))
+        kept = self._sizes(gradients)
+        weights = torch.where(sizes > 0, kept / sizes, 1.0).to(losses)
+        return weights, Parts(torch.ones_like(weights), gradients)
 
-    def _drop_by_item(
-        self, z: Tensor, gradients: Tensor, kept: Tensor, generator: torch.Generator
-    ) -> None:
-        """Writes what is kept of gradients `[n, B * K]` of features z."""
+    def _drop_by_item(self, z: Tensor, gradients: Tensor, generator: torch.Generator) -> None:
+        """Drops from gradients `[n, B * K]` of features z."""
         items = z.shape[0] if z.ndim else 1
         signs = z.reshape(items, -1).sign().to(gradients)
         g = gradients.view(len(gradients), *signs.shape)
         x = sum_over_ranks(torch.stack([(signs * mine).sum(0) for mine in g]))
         draws = torch.rand(x.shape[1], generator=generator).to(x.device)
-        keeps = _keeps_positive(x.clamp_min(0), x, draws)
-        mask = torch.where(keeps, x > 0, x < 0)
-        torch.mul(g, mask[:, None], out=kept.view_as(g))
-        self._let_through(kept, gradients)
+        mask = torch.where(_keeps_positive(x.clamp_min(0), x, draws), x > 0, x < 0)
+        self._overwrite(gradients, (g * mask[:, None]).view_as(gradients))
 
-    def _let_through(self, kept: Tensor, gradients: Tensor) -> None:
+    def _overwrite(self, gradients: Tensor, kept: Tensor) -> None:
         if self.leaky:
             kept.lerp_(gradients, self.leaks[self.present].to(gradients)[:, None])
+        gradients.copy_(kept)
 
 
-class TrimmedMean(GradientStrategy):
+class TrimmedMean(_Masks):
     r"""The mean of the gradients without the extremes of each coordinate.
 
     $$d_p = \frac{1}{T - 2b} \sum_{i=b+1}^{T-b} g_{(i)p}$$
@@ -160,17 +168,18 @@ class TrimmedMean(GradientStrategy):
         mean = torch.full_like(losses, 1 / (n - 2 * b))
         if b == 0:
             return mean, Parts(mean, gradients)
-        kept = torch.empty_like(gradients)
-        for g, out in in_pieces(gradients, kept):
-            torch.mul(g, 1 - _cut(g, b) - _cut(g, b, largest=False), out=out)
-        share = _share(kept, gradients, self.on_features, of_none=1 - 2 * b / n)
-        return mean * share.to(mean), Parts(mean, kept)
+        sizes = self._sizes(gradients)
+        for (g,) in in_pieces(gradients):
+            g.mul_(1 - _cut(g, b) - _cut(g, b, largest=False))
+        kept = self._sizes(gradients)
+        share = torch.where(sizes > 0, kept / sizes, 1 - 2 * b / n)
+        return mean * share.to(mean), Parts(mean, gradients)
 
 
 def in_pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yields tensors `[n, P]` in pieces of some columns, which the cache of a processor holds."""
     rows = max(len(tensor) for tensor in tensors)
-    numbers = 1 << 18 if tensors[0].is_cpu else 1 << 24
+    numbers = 1 << 17 if tensors[0].is_cpu else 1 << 24
     columns = max(1, numbers // rows)
     return zip(*(torch.split(tensor, columns, dim=1) for tensor in tensors), strict=True)
 
@@ -187,14 +196,21 @@ def _cut(x: Tensor, b: int, largest: bool = True) -> Tensor:
     if b == 1:  # some times faster than the general case
         cut = (x == (x.amax(0) if largest else x.amin(0))).to(x.dtype)
         return cut.div_(cut.sum(0))
-    last = x.topk(b, dim=0, largest=largest).values[-1]
-    beyond, tied = (x > last if largest else x < last), x == last
-    return beyond + tied * ((b - beyond.sum(0)).to(x) / tied.sum(0))
+    last = _extreme(x, b, largest)
+    beyond, tied = (x > last if largest else x < last).to(x), (x == last).to(x)
+    return beyond + tied * ((b - beyond.sum(0)) / tied.sum(0))
 
 
-def _share(kept: Tensor, gradients: Tensor, on_features: bool, of_none: float = 1.0) -> Tensor:
-    """Returns the share that parts `[n, P]` have of gradients, by size; `of_none` of zeros."""
-    sizes = torch.stack([torch.linalg.vector_norm(x, ord=1, dim=1) for x in (kept, gradients)])
-    if on_features:
-        sizes = sum_over_ranks(sizes)
-    return torch.where(sizes[1] > 0, sizes[0] / sizes[1], of_none)
+def _extreme(x: Tensor, b: int, largest: bool) -> Tensor:
+    """Returns the b-th largest or smallest entry of each column, `[K]`.
+
+    Row by row, against the b best so far: for a small b some times faster than a sort.
+    """
+    better, worse = (torch.maximum, torch.minimum) if largest else (torch.minimum, torch.maximum)
+    best: list[Tensor] = []
+    for row in x:
+        for k, held in enumerate(best):
+            best[k], row = better(held, row), worse(held, row)
+        if len(best) < b:
+            best.append(row)
+    return best[-1]

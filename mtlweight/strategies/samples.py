@@ -29,8 +29,11 @@ class SLGrad(Strategy):
     for sample k of task i, and $\bar\ell$ the mean over tasks of the mean over samples. If no
     sample helps, all weights are zero and the step moves nothing. Give it losses of samples:
 
-        losses = {task: F.l1_loss(out[task], target[task], reduction="none").mean((1, 2, 3)), ...}
-        loss = strategy(losses)                                   # [B] for each task
+        losses = {
+            task: F.mse_loss(out[task], y, reduction="none").flatten(1).mean(1)  # [B]
+            for task, y in targets.items()
+        }
+        loss = strategy(losses)
 
     Tasks may have different numbers of samples. Given one loss for each task, it weighs the tasks
     by the same rule. The inner products of all samples are a directional derivative, taken by

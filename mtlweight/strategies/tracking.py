@@ -97,11 +97,11 @@ class MoCo(GradientStrategy):
         if not self.on_features:
             beta = self.beta / (self.step + 1) ** self.beta_sigma
             past = widened(self.tracked, gradients)
-            tracked = torch.lerp(past[self.present], gradients, beta)
+            tracked = gradients.lerp_(past[self.present], 1 - beta)
             self.tracked = updated(past, self.present, tracked)
         gram = _gram(tracked, over_ranks=self.on_features)
         rate = self.step_size / (self.step + 1) ** self.step_sigma
-        new = descended(shares.double().cpu(), gram, rate, self.rho).to(shares)
+        new = descended(shares.cpu().double(), gram, rate, self.rho).to(shares)
         self.shares = updated(self.shares, self.present, new * self.shares[self.present].sum())
         return beta * new.to(losses), Parts(new, tracked)
 
@@ -204,7 +204,7 @@ class MConFIG(GradientStrategy):
         if not bool((turns > 0).all()):
             return torch.zeros_like(losses), torch.zeros_like(gradients[0])
         averages = self.averages[self.present]
-        unbias = 1 / (1 - self.beta1 ** turns.double().cpu())
+        unbias = 1 / (1 - self.beta1 ** turns.cpu().double())
         weights = _config(_gram(averages) * unbias * unbias[:, None])
         direction = (weights * unbias).to(averages) @ averages
         return weights.to(losses), self._step_along(direction)

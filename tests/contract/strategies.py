@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import mtlweight
 from mtlweight import (
     Bounded,
     Every,
+    GradientStrategy,
     LogLosses,
     Preference,
     Smoothed,
@@ -101,12 +103,14 @@ def _prefer(inner: Strategy) -> Strategy:
 
 @dataclass(frozen=True)
 class Case:
-    """A strategy under test.
+    """A strategy under test, and what is true of it.
 
     Attributes:
         build: Returns it for the given tasks, with options.
         expressible: Whether the shared gradient is always the reported weights times the task
             gradients.
+        masked: Whether it drops single entries of gradients, so that not even its first step is
+            such a sum.
         nonnegative: Whether it refuses negative losses.
         metrics: Whether it reads metrics.
         gradients: Whether it reads gradients, and so takes `heads`.
@@ -114,6 +118,15 @@ class Case:
         heads: What multiplies the gradient of a head by default: its "weight", "one", or the slope
             of the "log" of its loss.
         one: Whether the weights of the tasks present sum to one.
+        signed: Whether a weight may be negative.
+        sparse: Whether a task that is present may get no weight.
+        constants: Whether weights that are computed from the losses of the step are held constant
+            in the derivative, so that the scalar itself rises by another slope.
+        degree: p, if all losses times c have the shared gradient times c^p, and so the weights
+            times c^(p-1); None where the unit of the losses matters.
+        by_item: Whether it reads features item by item, dimension 0, as nothing else is read.
+        in_turn: Whether it reads the gradient of one task in each step, moves nothing before each
+            had its turn, and takes steps as long as Adam's.
         looks_ahead: Whether it takes held-out losses at the end of a trial step: that needs all
             gradients on every rank, and goes by the scale of the losses.
         logs: Whether it is fed logarithms of the losses.
@@ -124,15 +137,52 @@ class Case:
     name: str
     build: Callable[..., Strategy]
     expressible: bool = True
+    masked: bool = False
     nonnegative: bool = False
     metrics: bool = False
     gradients: bool = False
     deterministic: bool = True
     heads: str = "weight"
     one: bool = False
+    signed: bool = False
+    sparse: bool = False
+    constants: bool = False
+    degree: float | None = 1.0
+    by_item: bool = False
+    in_turn: bool = False
     logs: bool = False
     looks_ahead: bool = False
     wrapped: bool = False
+
+    @property
+    def of_this_step(self) -> bool:
+        """Whether the shared gradient is made of the task gradients of this step alone."""
+        return self.expressible or self.masked
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether it is given the gradients themselves, whose entries have an order."""
+        return any(isinstance(part, GradientStrategy) for part in self.build(TASKS).modules())
+
+    @cached_property
+    def remembers(self) -> bool:
+        """Whether it keeps gradients from step to step."""
+        strategy = self.build(TASKS)
+        for step in range(2):
+            solve(strategy, torch.eye(3, dtype=torch.float64) * (1 + step))
+        return any(
+            getattr(part, name).numel() > 0
+            for part in strategy.modules()
+            if isinstance(part, Strategy)
+            for name in part.growing
+        )
+
+    @property
+    def walks(self) -> int:
+        """How often a step of three tasks walks the network backwards."""
+        if self.in_turn:
+            return 1
+        return 3 if self.gradients else 2 if self.looks_ahead else 1
 
     def __str__(self) -> str:
         return self.name
@@ -150,6 +200,7 @@ REGISTERED = {
         nonnegative=True,
         gradients=True,
         heads="log",
+        degree=0,
     ),
     "dtp": Case("dtp", _registered("dtp"), metrics=True),
     "dwa": Case("dwa", _registered("dwa"), one=True),
@@ -159,60 +210,89 @@ REGISTERED = {
         "focal_achievement", _with("focal_achievement", "references"), metrics=True, one=True
     ),
     "gls": Case("gls", _registered("gls"), nonnegative=True),
-    "imtl_l": Case("imtl_l", _registered("imtl_l")),
-    "mgda": Case("mgda", _registered("mgda"), gradients=True, heads="one", one=True),
+    "imtl_l": Case("imtl_l", _registered("imtl_l"), degree=None),
+    "mgda": Case("mgda", _registered("mgda"), gradients=True, heads="one", one=True, sparse=True),
     "pcgrad": Case(
         "pcgrad", _registered("pcgrad"), gradients=True, heads="one", deterministic=False
     ),
     "rlw": Case("rlw", _registered("rlw"), deterministic=False, one=True),
-    "uw": Case("uw", _registered("uw")),
-    "famo": Case("famo", _registered("famo"), nonnegative=True, one=True),
-    "group_dro": Case("group_dro", _registered("group_dro"), one=True),
-    "tchebycheff": Case("tchebycheff", _registered("tchebycheff"), one=True),
-    "stch": Case("stch", _registered("stch"), nonnegative=True),
-    "bmtl": Case("bmtl", _registered("bmtl")),
-    "pbi": Case("pbi", _registered("pbi")),
-    "cosmos": Case("cosmos", _registered("cosmos")),
-    "go4align": Case("go4align", _registered("go4align"), nonnegative=True),
+    "uw": Case("uw", _registered("uw"), degree=None),
+    "famo": Case("famo", _registered("famo"), nonnegative=True, one=True, constants=True),
+    "group_dro": Case("group_dro", _registered("group_dro"), one=True, constants=True),
+    "tchebycheff": Case("tchebycheff", _registered("tchebycheff"), one=True, sparse=True),
+    "stch": Case("stch", _registered("stch"), nonnegative=True, degree=0),
+    "bmtl": Case("bmtl", _registered("bmtl"), degree=None),
+    "pbi": Case("pbi", _registered("pbi"), signed=True),
+    "cosmos": Case("cosmos", _registered("cosmos"), signed=True, degree=None),
+    "go4align": Case(
+        "go4align", _registered("go4align"), nonnegative=True, constants=True, degree=None
+    ),
     "ldc_mtl": Case("ldc_mtl", _registered("ldc_mtl")),
-    "scale_invariant": Case("scale_invariant", _registered("scale_invariant"), nonnegative=True),
-    "softadapt": Case("softadapt", _registered("softadapt", lookback=1, beta=5.0), one=True),
+    "scale_invariant": Case(
+        "scale_invariant", _registered("scale_invariant"), nonnegative=True, degree=0
+    ),
+    "softadapt": Case(
+        "softadapt",
+        _registered("softadapt", lookback=1, beta=5.0),
+        one=True,
+        constants=True,
+        degree=None,
+    ),
     "relobralo": Case(
         "relobralo",
         _registered("relobralo", alpha=0.5, rho=0.5, temperature=1.0),
         deterministic=False,
         one=True,
+        constants=True,
     ),
-    "uw_o": Case("uw_o", _registered("uw_o"), nonnegative=True),
-    "uw_so": Case("uw_so", _registered("uw_so"), nonnegative=True, one=True),
-    "revised_uw": Case("revised_uw", _registered("revised_uw")),
-    "lbtw": Case("lbtw", _registered("lbtw")),
+    "uw_o": Case("uw_o", _registered("uw_o"), nonnegative=True, constants=True, degree=0),
+    "uw_so": Case(
+        "uw_so", _registered("uw_so"), nonnegative=True, one=True, constants=True, degree=None
+    ),
+    "revised_uw": Case("revised_uw", _registered("revised_uw"), degree=None),
+    "lbtw": Case("lbtw", _registered("lbtw"), constants=True),
     "cov": Case("cov", _registered("cov"), one=True),
-    "slaw": Case("slaw", _registered("slaw"), one=True),
-    "igb_v1": Case("igb_v1", _registered("igb_v1", base_epoch=0), nonnegative=True),
+    "slaw": Case("slaw", _registered("slaw"), one=True, constants=True),
+    "igb_v1": Case(
+        "igb_v1", _registered("igb_v1", base_epoch=0), nonnegative=True, constants=True, degree=0
+    ),
     "fmtl": Case("fmtl", _registered("fmtl"), metrics=True, one=True),
-    "doremi": Case("doremi", _with("doremi", "references"), one=True),
-    "online_mixing": Case("online_mixing", _registered("online_mixing"), one=True),
+    "doremi": Case("doremi", _with("doremi", "references"), one=True, constants=True, degree=None),
+    "online_mixing": Case("online_mixing", _registered("online_mixing"), one=True, degree=None),
     "pike": Case("pike", _registered("pike"), gradients=True, one=True),
     "variance_aware": Case(
         "variance_aware", _registered("variance_aware"), gradients=True, one=True
     ),
-    "imtl_g": Case("imtl_g", _registered("imtl_g"), gradients=True, heads="one", one=True),
-    "imtl": Case("imtl", _registered("imtl", learning_rate=1e-12), gradients=True, heads="one"),
-    "aligned_mtl": Case("aligned_mtl", _registered("aligned_mtl"), gradients=True, heads="one"),
-    "config": Case("config", _registered("config"), gradients=True, heads="one"),
+    "imtl_g": Case(
+        "imtl_g", _registered("imtl_g"), gradients=True, heads="one", one=True, signed=True
+    ),
+    "imtl": Case(
+        "imtl", _registered("imtl"), gradients=True, heads="one", signed=True, degree=None
+    ),
+    "aligned_mtl": Case(
+        "aligned_mtl", _registered("aligned_mtl"), gradients=True, heads="one", signed=True
+    ),
+    "config": Case("config", _registered("config"), gradients=True, heads="one", signed=True),
     "gradvac": Case(
         "gradvac", _registered("gradvac"), gradients=True, heads="one", deterministic=False
     ),
     "gradnorm": Case(
         "gradnorm", _registered("gradnorm"), nonnegative=True, gradients=True, one=True
     ),
-    "krum": Case("krum", _registered("krum"), gradients=True, heads="one", one=True),
+    "krum": Case("krum", _registered("krum"), gradients=True, heads="one", one=True, sparse=True),
     "vqgan": Case("vqgan", _with_main("vqgan"), gradients=True),
-    "encodec": Case("encodec", _registered("encodec"), gradients=True),
+    "encodec": Case("encodec", _registered("encodec"), gradients=True, by_item=True, degree=0),
     "lra": Case("lra", _with_main("lra"), gradients=True),
     "excess_mtl": Case("excess_mtl", _registered("excess_mtl"), gradients=True, one=True),
-    "moco": Case("moco", _registered("moco"), expressible=False, gradients=True, heads="one"),
+    "moco": Case(
+        "moco",
+        _registered("moco"),
+        expressible=False,
+        gradients=True,
+        heads="one",
+        sparse=True,
+        degree=None,
+    ),
     "m_config": Case(
         "m_config",
         _registered("m_config"),
@@ -220,6 +300,10 @@ REGISTERED = {
         gradients=True,
         heads="one",
         deterministic=False,
+        signed=True,
+        sparse=True,
+        in_turn=True,
+        degree=0,
     ),
     "graddrop": Case(
         "graddrop",
@@ -228,20 +312,38 @@ REGISTERED = {
         gradients=True,
         heads="one",
         deterministic=False,
+        sparse=True,
+        by_item=True,
+        masked=True,
     ),
     "trimmed_mean": Case(
-        "trimmed_mean", _registered("trimmed_mean"), expressible=False, gradients=True, heads="one"
+        "trimmed_mean",
+        _registered("trimmed_mean"),
+        expressible=False,
+        gradients=True,
+        heads="one",
+        sparse=True,
+        masked=True,
     ),
-    "modo": Case("modo", _registered("modo"), gradients=True, heads="one", one=True),
+    "modo": Case(
+        "modo", _registered("modo"), gradients=True, heads="one", one=True, sparse=True, degree=None
+    ),
     "sdmgrad": Case("sdmgrad", _registered("sdmgrad"), gradients=True, heads="one", one=True),
     "auto_lambda": Case(
         "auto_lambda",
         _registered("auto_lambda", validation=held_out, learning_rate=0.1),
         gradients=True,
         looks_ahead=True,
+        signed=True,
+        degree=None,
     ),
     "moml": Case(
-        "moml", _registered("moml", validation=held_out), gradients=True, one=True, looks_ahead=True
+        "moml",
+        _registered("moml", validation=held_out),
+        gradients=True,
+        one=True,
+        looks_ahead=True,
+        degree=None,
     ),
     "forum": Case(
         "forum",
@@ -249,6 +351,7 @@ REGISTERED = {
         expressible=False,
         gradients=True,
         looks_ahead=True,
+        degree=None,
     ),
     "igb_v2": Case(
         "igb_v2",
@@ -263,17 +366,32 @@ REGISTERED = {
         ),
         nonnegative=True,
         deterministic=False,
+        degree=0,
     ),
     "slgrad": Case(
         "slgrad",
         _registered("slgrad", validation=held_out_total, learning_rate=0.1),
         one=True,
         looks_ahead=True,
+        sparse=True,
+        degree=None,
     ),
+    "nash_mtl": Case("nash_mtl", _registered("nash_mtl"), gradients=True, degree=0),
+    "fairgrad": Case("fairgrad", _registered("fairgrad"), gradients=True, heads="one", degree=None),
+    "cagrad": Case("cagrad", _registered("cagrad"), gradients=True, heads="one"),
+    "upgrad": Case("upgrad", _registered("upgrad"), gradients=True, heads="one"),
+    "dual_proj": Case("dual_proj", _registered("dual_proj"), gradients=True, heads="one"),
 }
 
 VARIANTS = [
-    Case("stch_no_warmup", _registered("stch", warmup=0), nonnegative=True),
+    Case(
+        "fairgrad_any_length",
+        _registered("fairgrad", max_norm=None),
+        gradients=True,
+        heads="one",
+        degree=-1 / 3,
+    ),
+    Case("stch_no_warmup", _registered("stch", warmup=0), nonnegative=True, degree=0),
     Case(
         "achievement_arithmetic",
         _with("achievement", "references", total="arithmetic", normalization="sum"),
@@ -286,15 +404,17 @@ VARIANTS = [
         nonnegative=True,
         gradients=True,
         heads="log",
+        degree=0,
     ),
-    Case("log_equal", _logs(_registered("equal")), nonnegative=True, logs=True),
-    Case("log_uw", _logs(_registered("uw")), nonnegative=True, logs=True),
+    Case("log_equal", _logs(_registered("equal")), nonnegative=True, logs=True, degree=0),
+    Case("log_uw", _logs(_registered("uw")), nonnegative=True, logs=True, degree=None),
     Case(
         "log_focal_achievement",
         _logs(_with("focal_achievement", "references")),
         nonnegative=True,
         metrics=True,
         logs=True,
+        degree=0,
     ),
     Case(
         "log_mgda",
@@ -303,6 +423,8 @@ VARIANTS = [
         gradients=True,
         heads="log",
         logs=True,
+        sparse=True,
+        degree=0,
     ),
     Case(
         "log_pcgrad",
@@ -312,6 +434,7 @@ VARIANTS = [
         heads="log",
         deterministic=False,
         logs=True,
+        degree=0,
     ),
     Case(
         "smoothed_mgda",
@@ -319,6 +442,7 @@ VARIANTS = [
         gradients=True,
         heads="one",
         wrapped=True,
+        sparse=True,
     ),
     Case(
         "every_pcgrad",
@@ -354,6 +478,7 @@ VARIANTS = [
         gradients=True,
         heads="log",
         wrapped=True,
+        degree=0,
     ),
 ]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtlweight import MGDA, LogLosses, MoDo, SDMGrad
-from mtlweight.strategies.double_sampling import _project, inner_products
+from mtlweight.strategies.double_sampling import inner_products
 from tests.contract.strategies import (
     TASKS,
     Network,
@@ -273,30 +273,6 @@ def test_logarithms_of_all_batches(build: Any) -> None:
     strategy(batches[0], independent=batches[1:])
     _, w = step_on(build(3), *(jacobian(i) / values[:, None] for i in range(3)))
     torch.testing.assert_close(strategy.weights.double() * values, w, rtol=1e-5, atol=1e-6)
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8))
-def test_the_closest_point_of_the_simplex(values: list[float]) -> None:
-    x = torch.tensor(values).double()
-    found = _project(x)
-    assert (found >= 0).all()
-    assert found.sum().item() == pytest.approx(1, abs=1e-9)
-    # All that is left of x is one shift, and what was cut lies below it.
-    shift = (x - found)[found > 0]
-    assert shift.max() - shift.min() <= 1e-9 * max(1.0, x.abs().max().item())
-    assert (x[found == 0] <= shift.max() + 1e-9 * x.abs().max()).all()
-
-
-def test_known_closest_points() -> None:
-    for x, wanted in [
-        ([0.5, 0.5, 0.5], [1 / 3] * 3),
-        ([0.2, 0.3, 0.5], [0.2, 0.3, 0.5]),
-        ([5.0, 0.0], [1.0, 0.0]),
-        ([-7.0], [1.0]),
-    ]:
-        found = _project(torch.tensor(x).double())
-        assert found.tolist() == pytest.approx(wanted)
-        assert _project(found).tolist() == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])

@@ -513,6 +513,41 @@ def test_forum_needs_the_held_out_losses_of_the_tasks_present() -> None:
         assert strategy.weights[2] == 0
 
 
+# --- what holds for which of them -----------------------------------------------------------------
+
+
+def test_no_bilevel_strategy_is_free_of_scales_or_of_harm() -> None:
+    """Their entries in the table of properties."""
+    for number in range(3):
+        gradients = []
+        for scale in (1.0, 100.0):
+            world = World()
+            strategy = list(build_all(world))[number]
+            losses = world.losses()
+            strategy({**losses, "b": scale * losses["b"]}).backward()
+            gradients.append(world.gradient())
+        assert F.cosine_similarity(gradients[0], gradients[1], dim=0) < 0.99
+        world = World(("a", "b"))
+        strategy = list(build_all(world))[number]
+        losses = world.losses()
+        strategy({"a": losses["a"], "b": 9 - 0.1 * losses["a"]}).backward()
+        a = world.gradients()[0]
+        assert (a @ world.gradient()) * (-0.1 * a @ world.gradient()) < 0  # one of the two
+
+
+def test_the_scale_of_one_task_does_not_change_igb_v2() -> None:
+    one, scaled = igb(), igb()
+    for step in range(20):
+        losses = losses_at(step)
+        one(losses)
+        scaled([losses[0], 100 * losses[1], losses[2]])
+        factors = torch.tensor([1.0, 100.0, 1.0])
+        torch.testing.assert_close(scaled.weights * factors, one.weights, rtol=1e-4, atol=1e-6)
+        if step % 5 == 4:
+            one.end_epoch()
+            scaled.end_epoch()
+
+
 # --- IGBv2 ---------------------------------------------------------------------------------------
 
 

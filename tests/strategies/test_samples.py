@@ -323,6 +323,24 @@ def test_rescale_with_samples(rescale: Any) -> None:
         assert strategy.weights.sum().item() == pytest.approx(sums[rescale], rel=1e-5)
 
 
+def test_the_scale_of_a_task_counts_and_a_task_may_be_hurt() -> None:
+    """Its entries in the table of properties."""
+    gradients = []
+    for scale in (1.0, 100.0):
+        world = World()
+        losses = world.losses()
+        strategy = SLGrad(TASKS, validation=world.held_out, learning_rate=0.0)
+        strategy({"main": losses["main"], "helper": scale * losses["helper"]}).backward()
+        gradients.append(world.gradient())
+    assert F.cosine_similarity(gradients[0], gradients[1], dim=0) < 0.99
+    world = World()
+    losses = world.losses()
+    hurt = world.take(-losses["main"].mean())
+    strategy = SLGrad(TASKS, validation=world.held_out, learning_rate=0.0)
+    strategy({"main": losses["main"], "helper": 9 - losses["main"].mean()[None]}).backward()
+    assert hurt @ world.gradient() < 0
+
+
 def test_wrapped() -> None:
     world = World()
     means = {task: loss.mean() for task, loss in world.losses().items()}

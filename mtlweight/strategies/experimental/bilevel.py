@@ -130,7 +130,7 @@ class Bilevel(_ReadsGradients):
                 step = read_losses(self.tasks, given, training=True)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise type(error)(f"What `{option}` returns is no good: {error}") from error
-            step = average_over_ranks(self.num_tasks, step, [1.0] * len(step.index))
+            step = average_over_ranks(self.num_tasks, step, None)
             if len(step.roots) < len(step.index):
                 raise ValueError(
                     f"`{option}` returns losses of other tasks on other ranks: let it return those "
@@ -185,4 +185,4 @@ def products(rows: Tensor, vector: Tensor) -> Tensor:
     """
     scale = vector.abs().max() if vector.numel() else vector.new_zeros(())
     unit = vector / torch.where(scale > 0, scale, 1.0)
-    return (rows @ unit).double().cpu() * scale.double().cpu()
+    return (rows @ unit).cpu().double() * scale.cpu().double()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Unpack
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -13,6 +15,8 @@ from mtlweight.look_ahead import Surroundings
 from mtlweight.options import GradientOptions, Positive, Tasks
 from mtlweight.running import Adam, updated
 from mtlweight.solvers import min_norm_point
+from mtlweight.solvers.active_set import level, minimize
+from mtlweight.solvers.unit_rows import Vector
 from mtlweight.strategies.experimental.bilevel import Bilevel, Closure, Found, products
 
 
@@ -96,18 +100,18 @@ class FORUM(Bilevel):
     def combine(
         self, gradients: Tensor, losses: Tensor, around: Surroundings
     ) -> tuple[Tensor, Tensor]:
-        sigma = self.logits[self.present].softmax(0).double().cpu()
+        sigma = self.logits[self.present].softmax(0).cpu().double()
         upper = self._held_out_gradients(around)
         norms = torch.linalg.vector_norm(upper, dim=1)
         units = upper / torch.where(norms > 0, norms, 1.0)[:, None]
         f = sigma.to(gradients) @ gradients
-        before = losses.double().cpu()
+        before = losses.cpu().double()
         fall = before - self._reachable(f, before, sigma, around)
         slopes_a = sigma * (fall - sigma @ fall)  # the gradient of q in a
-        square = slopes_a.square().sum() + torch.linalg.vector_norm(f).double().cpu().square()
+        square = slopes_a.square().sum() + torch.linalg.vector_norm(f).cpu().double().square()
         overlaps = products(units, f)
         chosen = shares(
-            (units @ units.T).double().cpu(), overlaps, square, self.rate, (norms > 0).cpu()
+            (units @ units.T).cpu().double(), overlaps, square, self.rate, (norms > 0).cpu()
         )
         mine = self._averaged(chosen)
         nu = torch.zeros(())
@@ -137,7 +141,7 @@ class FORUM(Bilevel):
             with self.losses_at(around, by, self.replay, "training") as found:
                 values = self._of_present(found, "training")
                 places = [found.index.index(i) for i in self._present_index()]
-                now = found.seen[places].double().cpu()
+                now = found.seen[places].cpu().double()
                 if not sigma @ now < sigma @ best:
                     break
                 best = now
@@ -148,7 +152,7 @@ class FORUM(Bilevel):
 
     def _averaged(self, chosen: Tensor) -> Tensor:
         """Takes the shares `[n]` of a step into the average, and returns it, summing to one."""
-        old = self.shares[self.present].double().cpu()
+        old = self.shares[self.present].cpu().double()
         total = old.sum()
         new = old + (self.epoch + 1) ** -0.75 * (total * chosen - old)
         self.shares = updated(self.shares, self.present, new.to(self.shares))
@@ -199,65 +203,40 @@ def shares(gram: Tensor, overlaps: Tensor, square: Tensor, rate: float, moves: T
 
 
 def minimum_on_simplex(hessian: Tensor, slope: Tensor) -> Tensor:
-    r"""Returns the w that minimises a convex quadratic function on the simplex, `[n]`.
+    r"""Returns the w at which a convex quadratic function is lowest on the simplex, `[n]`.
 
     $$\arg\min_{w \ge 0,\ \sum_i w_i = 1} \tfrac12 w^\top H w + c^\top w$$
 
-    by an active set method: finite, and exact up to $10^{-12}$ of the entries, which are added to
-    the diagonal so that the minimum is a single point.
+    with $10^{-12}$ of the largest entry added to the diagonal, so that there is one such point.
 
     Args:
         hessian: H, `[n, n]`, float64, positive semi-definite.
         slope: c, `[n]`, float64.
 
     Raises:
-        RuntimeError: The method did not end, which it does for every convex function.
+        RuntimeError: The solution was not reached.
     """
     n = len(slope)
-    slope = slope - slope.mean()  # a constant on the simplex
-    scale = torch.maximum(hessian.abs().max(), slope.abs().max())
+    c = (slope - slope.mean()).numpy()  # less what is constant on the simplex
+    scale = max(float(hessian.abs().max()), float(np.abs(c).max()))
     if scale == 0:
         return torch.full_like(slope, 1 / n)
-    slope = slope / scale
-    hessian = hessian / scale + 1e-12 * torch.eye(n, dtype=hessian.dtype)
-    active = [int((hessian.diagonal() / 2 + slope).argmin())]
-    w = torch.zeros_like(slope)
-    w[active] = 1.0
-    for _ in range(1000):
-        slopes = hessian @ w + slope
-        slopes = slopes - w @ slopes
-        slopes[active] = torch.inf
-        best = int(slopes.argmin())
-        if slopes[best] >= -1e-13:
-            return w
-        active.append(best)
-        while True:
-            goal = _minimum_on_plane(hessian[active][:, active], slope[active])
-            here = w[active]
-            leaving = goal <= 0
-            if leaving.any():
-                step = (here[leaving] / (here[leaving] - goal[leaving])).min()
-                goal = here + step * (goal - here)
-                goal[leaving & (goal <= 1e-14)] = 0.0
-            w = torch.zeros_like(w)
-            w[active] = goal
-            if not leaving.any():
-                break
-            active = [i for i in active if w[i] > 0]
-            w = w / w.sum()
-    raise RuntimeError(f"The minimum on the simplex of {n} tasks was not found.")
+    c = c / scale
+    h = hessian.numpy() / scale + 1e-12 * np.eye(n)
+    prices = np.ones(n)
 
+    def slopes(x: Vector) -> tuple[Vector, float]:
+        y = h @ x + c
+        return y - level(x, y, prices), 1.0
 
-def _minimum_on_plane(hessian: Tensor, slope: Tensor) -> Tensor:
-    """Returns the w of any sign, summing to one, that minimises the function, `[n]`."""
-    n = len(slope)
-    if n == 1:
-        return torch.ones_like(slope)
-    # In the differences to the last entry, which the sum leaves free.
-    basis = torch.cat([torch.eye(n - 1), -torch.ones(1, n - 1)]).to(hessian)
-    start = torch.zeros_like(slope)
-    start[-1] = 1.0
-    reduced = basis.T @ hessian @ basis
-    move = torch.linalg.solve(reduced, -(basis.T @ (hessian @ start + slope)))
-    found: Tensor = start + basis @ move
-    return found
+    def goal(index: NDArray[np.intp]) -> Vector:
+        system = np.zeros((len(index) + 1, len(index) + 1))
+        system[:-1, :-1] = h[index[:, None], index]
+        system[-1, :-1] = system[:-1, -1] = 1.0
+        point: Vector = np.linalg.solve(system, np.append(-c[index], 1.0))[:-1]
+        return point
+
+    start = np.zeros(n)
+    start[(h.diagonal() / 2 + c).argmin()] = 1.0
+    w = minimize(start, slopes, goal, "The lowest point on the simplex")
+    return torch.from_numpy(w / w.sum())

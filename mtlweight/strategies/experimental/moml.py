@@ -75,7 +75,7 @@ class MOML(Bilevel):
         with self.losses_at(around, by, self.validation, "validation") as there:
             self.refuse_infinite_losses(there, losses)
             upper = around.gradients(there.values, "validation")
-        w = w.double().cpu()
+        w = w.cpu().double()
         inner = -eta * torch.stack([products(gradients, row) for row in upper])
         u = w * (inner - (inner @ w)[:, None])
         slopes = self.descent(u).clamp(-10, 10).to(self.logits)
