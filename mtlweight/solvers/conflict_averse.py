@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtlweight.solvers.active_set import level, minimize
+from mtlweight.solvers.dual_cone import dual_cone_weights
 from mtlweight.solvers.unit_rows import Vector, ridged, unit_rows
 
 
@@ -26,9 +27,11 @@ def conflict_averse_weights(gram: Tensor, c: float) -> Tensor:
     $w_i > 0$ and not smaller elsewhere: reached to 1e-9 of $\lVert g_i \rVert \lVert g_0 \rVert
     (1 + c \sum_j w_j \lVert g_j \rVert / \lVert g_w \rVert)$.
 
-    Where the least is at the origin, as it is at a Pareto-stationary point, $g_w$ has no direction:
-    if it is shorter than 1e-4 of $\sum_j w_j \lVert g_j \rVert$, or $g_0$ shorter than 1e-6 of the
-    mean length, d is $g_0$. A zero vector has no say in who is worst off.
+    Where the least is at the origin, as it often is at a Pareto-stationary point, $g_w$ has no
+    direction, and many d are best, with a worst task that neither gains nor loses. If $g_w$ is
+    shorter than 1e-4 of $\sum_j w_j \lVert g_j \rVert$, ours is the one of them nearest to $g_0$:
+    its projection on the dual cone. If $g_0$ is shorter than 1e-6 of the mean length, d is $g_0$. A
+    zero vector has no say in who is worst off.
 
     Args:
         gram: The inner products G of the vectors, `[T, T]`, float64, positive semi-definite.
@@ -76,4 +79,7 @@ def conflict_averse_weights(gram: Tensor, c: float) -> Tensor:
     length = math.sqrt(max(float(x @ (exact @ x)), 0.0))
     if length > 1e-4 * x.sum():
         equal[moves] += c * mean * x / (length * norms)
-    return torch.from_numpy(equal)
+        return torch.from_numpy(equal)
+    shift = dual_cone_weights(gram, torch.from_numpy(equal)).numpy() - equal
+    distance = math.sqrt(max(float(shift @ gram.numpy() @ shift), 0.0))
+    return torch.from_numpy(equal + shift * min(1.0, c * mean / max(distance, 1e-300)))

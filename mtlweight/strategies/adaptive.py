@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mtlweight.options import GradientOptions, NonNegative, OptionError, Tasks
+from mtlweight.options import GramOptions, NonNegative, OptionError, Tasks
 from mtlweight.strategy import GramStrategy
 
 Steps = Annotated[int, Field(ge=0)]
@@ -40,7 +40,7 @@ class VQGAN(GramStrategy):
         main: The name of the main task; the first by default.
         weight: c, the length of every other gradient relative to the main one.
         start_step: The number of steps without the others.
-        **options: See `GradientOptions`.
+        **options: See `GramOptions`.
 
     Raises:
         OptionError: `main` is not one of the tasks.
@@ -58,7 +58,7 @@ class VQGAN(GramStrategy):
         main: str | None = None,
         weight: NonNegative = 1.0,
         start_step: Steps = 0,
-        **options: Unpack[GradientOptions],
+        **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)
         if main is not None and main not in self.tasks:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
-from mtlweight.options import GradientOptions, OptionError, Tasks
+from mtlweight.options import GramOptions, OptionError, Tasks
 from mtlweight.strategies.config import components
 from mtlweight.strategies.fixed import per_task
 from mtlweight.strategy import GramStrategy
@@ -41,7 +41,7 @@ class AlignedMTL(GramStrategy):
             their mean (`"rmse"`).
         preference: p, non-negative and not all zero: a mapping from task name, or `[T]`, taken as
             it is. By default $1/n$ for each of the n tasks present; ones give the authors' sum.
-        **options: See `GradientOptions`.
+        **options: See `GramOptions`.
 
     Raises:
         OptionError: A preference is missing, negative or not finite, or all are zero.
@@ -56,7 +56,7 @@ class AlignedMTL(GramStrategy):
         *,
         scale: Scale = "min",
         preference: Metrics | None = None,
-        **options: Unpack[GradientOptions],
+        **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)
         self.scale = scale

@@ -25,9 +25,9 @@ class CAGrad(GramStrategy):
     $d / (1 + c^2)$. The weights reported are those of the losses in that,
     $\frac1T + c \lVert g_0 \rVert w_i / \lVert g_w \rVert$ divided alike. Solved to 1e-9.
 
-    Where the least is zero, at the origin, $g_w$ has no direction: if it is shorter than
-    $10^{-4} \sum_i w_i \lVert g_i \rVert$, the step is $g_0$ (ours). A task without gradient does
-    not count as the worst: its $w_i$ is zero (ours).
+    Where the least is zero, at the origin, $g_w$ has no direction and many d are best: if it is
+    shorter than $10^{-4} \sum_i w_i \lVert g_i \rVert$, ours is the nearest to $g_0$, that of
+    `DualProj`. A task without gradient does not count as the worst: its $w_i$ is zero (ours).
 
     Use it when the mean loss is what you want to lower, and the worst-off task should gain too: c
     goes from one to the other. Not when tasks differ in scale, which it does not balance, or when

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtlweight.options import GradientOptions, Tasks
+from mtlweight.options import GramOptions, Tasks
 from mtlweight.strategy import GramStrategy
 
 Array = NDArray[np.float64]
@@ -24,9 +24,10 @@ class ConFIG(GramStrategy):
     w_i = \kappa\, q_i / \lVert g_i \rVert$$
 
     with $u_i = g_i / \lVert g_i \rVert$, $C_{ij} = u_i \cdot u_j$ and $\kappa$ what the length of d
-    asks for. The matrix C is all it needs. Eigenvalues of C below $10^{-6}$ of the largest ($10^{-14}$ in double precision) count as
-    zero (ours): gradients within some $10^{-3}$ in angle are taken as one, since single precision
-    can't tell what else they differ by, and large weights would multiply that. Where no direction
+    asks for. The matrix C is all it needs. Eigenvalues of C below $10^{-6}$ of the largest count as
+    zero in single precision ($10^{-14}$ in double; ours): gradients within some $10^{-3}$ in angle
+    are taken as one, since nothing tells what else they differ by, and large weights would multiply
+    that. Where no direction
     has the same angle to all, which takes linearly dependent gradients, it is the one closest to
     that by least squares; exact opposites cancel. A task without gradient has no say, and gets the
     mean weight of the others (ours), which only its head can feel.
@@ -41,14 +42,14 @@ class ConFIG(GramStrategy):
         length: The $n_i$ in $\lVert d \rVert = \sum_i n_i \cos(g_i, d)$: `"projection"`, the length
             of each gradient; or for all tasks alike their `"minimum"`, `"harmonic"` mean,
             `"geometric"` mean, `"arithmetic"` mean or `"maximum"`.
-        **options: See `GradientOptions`.
+        **options: See `GramOptions`.
 
     Source: Liu, Chu & Thuerey, *ConFIG: towards conflict-free training of physics informed neural
     networks*, ICLR 2025, arXiv 2408.11104; the lengths are those of the authors' code.
     """
 
     def __init__(
-        self, tasks: Tasks, *, length: Length = "projection", **options: Unpack[GradientOptions]
+        self, tasks: Tasks, *, length: Length = "projection", **options: Unpack[GramOptions]
     ) -> None:
         super().__init__(tasks, **options)
         self.length = length

@@ -7,7 +7,7 @@ from typing import ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from mtlweight.options import GradientOptions, NonNegative, Positive, Tasks
+from mtlweight.options import GramOptions, NonNegative, Positive, Tasks
 from mtlweight.running import updated
 from mtlweight.strategy import GramStrategy, among
 
@@ -41,7 +41,7 @@ class GradNorm(GramStrategy):
         tasks: The names of the tasks, or their number.
         alpha: $\alpha$, how much longer gradients of tasks behind shall be; 0 for equal lengths.
         learning_rate: $\eta$.
-        **options: See `GradientOptions`.
+        **options: See `GramOptions`.
 
     Attributes:
         shares: The weights of the next step, `[T]`.
@@ -64,7 +64,7 @@ class GradNorm(GramStrategy):
         *,
         alpha: NonNegative = 1.5,
         learning_rate: Positive = 0.025,
-        **options: Unpack[GradientOptions],
+        **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)
         self.alpha = alpha

@@ -9,7 +9,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from mtlweight.options import GradientOptions, Seed, Share, Tasks
+from mtlweight.options import GramOptions, Seed, Share, Tasks
 from mtlweight.running import updated
 from mtlweight.strategies.pcgrad import orders, unit
 from mtlweight.strategy import GramStrategy
@@ -41,7 +41,7 @@ class GradVac(GramStrategy):
         beta: $\beta$, how fast targets follow. Peers take .5; the paper's is smaller, about .01.
         shuffle: Whether the order is random, as in the paper, or that of the tasks.
         seed: Seeds the orders.
-        **options: See `GradientOptions`.
+        **options: See `GramOptions`.
 
     Attributes:
         targets: $\hat\phi$, `[T, T]`; a pair that is not in a step keeps its own.
@@ -58,7 +58,7 @@ class GradVac(GramStrategy):
         beta: Share = 0.5,
         shuffle: bool = True,
         seed: Seed = 0,
-        **options: Unpack[GradientOptions],
+        **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)
         self.beta = beta

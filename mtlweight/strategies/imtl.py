@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlweight.inputs import Step
-from mtlweight.options import Finite, GradientOptions, Positive, Tasks
+from mtlweight.options import Finite, GramOptions, Positive, Tasks
 from mtlweight.running import Adam
 from mtlweight.strategies.config import Array, equal_cosines
 from mtlweight.strategy import GramStrategy
@@ -43,7 +43,7 @@ class IMTLG(GramStrategy):
 
     Args:
         tasks: The names of the tasks, or their number.
-        **options: See `GradientOptions`.
+        **options: See `GramOptions`.
 
     Source: Liu et al., *Towards impartial multi-task learning*, ICLR 2021, IMTL-G. The paper takes
     the gradients of the features that the tasks share: `strategy(losses, shared=features)`.
@@ -71,7 +71,7 @@ class IMTL(GramStrategy):
         tasks: The names of the tasks, or their number.
         learning_rate: That of $s$.
         initial: $s$ at the start.
-        **options: See `GradientOptions`.
+        **options: See `GramOptions`.
 
     Attributes:
         log_scales: $s$, `[T]`.
@@ -87,7 +87,7 @@ class IMTL(GramStrategy):
         *,
         learning_rate: Positive = 0.025,
         initial: Finite = 0.0,
-        **options: Unpack[GradientOptions],
+        **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)
         self.register_buffer("log_scales", torch.full((self.num_tasks,), float(initial)))

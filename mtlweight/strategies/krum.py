@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mtlweight.options import GradientOptions, OptionError, Tasks
+from mtlweight.options import GramOptions, OptionError, Tasks
 from mtlweight.strategy import GramStrategy
 
 Count = Annotated[int, Field(ge=0)]
@@ -34,7 +34,7 @@ class Krum(GramStrategy):
         byzantine: f; at most T - 3. By default the largest that the paper's proof covers,
             $2f + 2 < n$, of the tasks present.
         select: m, the number of gradients that the step is the mean of.
-        **options: See `GradientOptions`.
+        **options: See `GramOptions`.
 
     Raises:
         OptionError: There are fewer tasks than `byzantine` + 3, or than `select`.
@@ -49,7 +49,7 @@ class Krum(GramStrategy):
         *,
         byzantine: Count | None = None,
         select: Chosen = 1,
-        **options: Unpack[GradientOptions],
+        **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)
         if byzantine is not None and byzantine + 3 > self.num_tasks:

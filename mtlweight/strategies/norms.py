@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtlweight.options import GradientOptions, NonNegative, Past, Tasks
+from mtlweight.options import GradientOptions, GramOptions, NonNegative, Past, Tasks
 from mtlweight.running import updated
 from mtlweight.strategy import GradientStrategy, GramStrategy, Parts
 
@@ -29,7 +29,7 @@ class AvgNorm(GramStrategy):
         tasks: The names of the tasks, or their number.
         scale: The common length S: `"sum_norm"` as above, `"mean_norm"` $\lVert \frac1T \sum g_j
             \rVert$, `"mean_of_norms"` $\frac1T \sum \lVert g_j \rVert$, `"max_norm"`, or `"one"`.
-        **options: See `GradientOptions`.
+        **options: See `GramOptions`.
 
     Source: Guo et al., *Revisit the imbalance optimization in multi-task learning*, arXiv
     2509.23915. The rule reached us through reading notes of section V-F, not the paper's own page.
@@ -38,7 +38,7 @@ class AvgNorm(GramStrategy):
     paper_weights_heads: ClassVar[bool] = True
 
     def __init__(
-        self, tasks: Tasks, *, scale: Scale = "sum_norm", **options: Unpack[GradientOptions]
+        self, tasks: Tasks, *, scale: Scale = "sum_norm", **options: Unpack[GramOptions]
     ) -> None:
         super().__init__(tasks, **options)
         self.scale = scale

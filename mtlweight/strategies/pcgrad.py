@@ -7,7 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from mtlweight.options import GradientOptions, Seed, Tasks
+from mtlweight.options import GramOptions, Seed, Tasks
 from mtlweight.strategy import GramStrategy
 
 
@@ -30,7 +30,7 @@ class PCGrad(GramStrategy):
         tasks: The names of the tasks, or their number.
         shuffle: Whether the order is random, as in the paper, or that of the tasks.
         seed: Seeds the orders.
-        **options: See `GradientOptions`.
+        **options: See `GramOptions`.
 
     Source: Yu et al., *Gradient surgery for multi-task learning*, NeurIPS 2020, algorithm 1.
     """
@@ -41,7 +41,7 @@ class PCGrad(GramStrategy):
         *,
         shuffle: bool = True,
         seed: Seed = 0,
-        **options: Unpack[GradientOptions],
+        **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)
         self.shuffle = shuffle

@@ -197,7 +197,7 @@ class MConFIG(GradientStrategy):
         if not gradients.shape[1]:  # nothing is known to be shared, and all leaves are heads
             return torch.ones_like(losses), gradients.sum(0)
         if self.on_features:
-            weights = _config(_gram(gradients, over_ranks=True)).to(losses)
+            weights = _config(_gram(gradients, over_ranks=True), gradients.dtype).to(losses)
             return weights, Parts(weights, gradients)
         self._refresh(gradients)
         turns = self.turns[self.present]
@@ -205,7 +205,7 @@ class MConFIG(GradientStrategy):
             return torch.zeros_like(losses), torch.zeros_like(gradients[0])
         averages = self.averages[self.present]
         unbias = 1 / (1 - self.beta1 ** turns.cpu().double())
-        weights = _config(_gram(averages) * unbias * unbias[:, None])
+        weights = _config(_gram(averages) * unbias * unbias[:, None], averages.dtype)
         direction = (weights * unbias).to(averages) @ averages
         return weights.to(losses), self._step_along(direction)
 
@@ -276,12 +276,16 @@ def _gram(rows: Tensor, over_ranks: bool = False) -> Tensor:
     return torch.where(moves[:, None] & moves, gram, 0.0)
 
 
-def _config(gram: Tensor) -> Tensor:
-    """Returns the weights of the conflict-free direction as long as the gradients along it."""
+def _config(gram: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns the weights of the conflict-free direction as long as the gradients along it.
+
+    As `ConFIG` weighs gradients of that precision.
+    """
     norms = gram.diagonal().sqrt()
     if not bool((norms > 0).any()):
         return torch.zeros_like(norms)
-    q, cosines = (torch.from_numpy(found) for found in equal_cosines(gram.numpy()))
+    rounding = 1e-14 if dtype == torch.float64 else 1e-6
+    q, cosines = (torch.from_numpy(found) for found in equal_cosines(gram.numpy(), rounding))
     square = q @ cosines  # the squared length of the sum of the q_i u_i
     scale = norms @ cosines / square if bool(square > 0) else norms.mean()
     return torch.where(norms > 0, scale * q / norms, 0.0)

@@ -115,8 +115,8 @@ class Case:
         metrics: Whether it reads metrics.
         gradients: Whether it reads gradients, and so takes `heads`.
         deterministic: Whether it draws nothing.
-        heads: What multiplies the gradient of a head by default: its "weight", "one", or the slope
-            of the "log" of its loss.
+        heads: What multiplies the gradient of a head by default: its "weight", "one", the slope of
+            the "log" of its loss, or a learned "scale".
         one: Whether the weights of the tasks present sum to one.
         signed: Whether a weight may be negative.
         sparse: Whether a task that is present may get no weight.
@@ -267,7 +267,7 @@ REGISTERED = {
         "imtl_g", _registered("imtl_g"), gradients=True, heads="one", one=True, signed=True
     ),
     "imtl": Case(
-        "imtl", _registered("imtl"), gradients=True, heads="one", signed=True, degree=None
+        "imtl", _registered("imtl"), gradients=True, heads="scale", signed=True, degree=None
     ),
     "aligned_mtl": Case(
         "aligned_mtl", _registered("aligned_mtl"), gradients=True, heads="one", signed=True
@@ -299,7 +299,6 @@ REGISTERED = {
         expressible=False,
         gradients=True,
         heads="one",
-        deterministic=False,
         signed=True,
         sparse=True,
         in_turn=True,
@@ -331,7 +330,7 @@ REGISTERED = {
     "sdmgrad": Case("sdmgrad", _registered("sdmgrad"), gradients=True, heads="one", one=True),
     "auto_lambda": Case(
         "auto_lambda",
-        _registered("auto_lambda", validation=held_out, learning_rate=0.1),
+        _registered("auto_lambda", validation=held_out, learning_rate=0.1, meta_learning_rate=0.03),
         gradients=True,
         looks_ahead=True,
         signed=True,
