@@ -10,7 +10,13 @@ Matrix = NDArray[np.float64]
 
 
 def unit_rows(gram: Matrix) -> tuple[Vector, Matrix]:
-    """Returns the lengths of T vectors `[T]`, and their cosines `[T, T]`, zero for zero vectors."""
+    """Returns the lengths of T vectors `[T]`, and their cosines `[T, T]`, zero for zero vectors.
+
+    Raises:
+        ValueError: An inner product is not finite.
+    """
+    if not np.isfinite(gram).all():
+        raise ValueError(f"The inner products of the gradients must be finite, got {gram}.")
     norms = np.sqrt(np.maximum(gram.diagonal(), 0.0))
     lengths = np.where(norms > 0, norms, 1.0)
     cosines: Matrix = (gram / lengths[:, None] / lengths).clip(-1, 1)

@@ -1,0 +1,326 @@
+"""How task gradients are taken: by any route, products and gradients are those of autograd."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from mtlweight import DBMTL, MGDA, GramStrategy, PCGrad, rows_by_task
+from mtlweight.layers import find_layers, inner_products
+from mtlweight.shared_leaves import walk
+from tests.contract.strategies import gradient_now, gradient_rows
+
+T = 4
+
+
+class Products(GramStrategy):
+    """Keeps the Gram matrix it was given, and weighs by numbers of its own."""
+
+    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
+        self.seen = gram
+        return torch.arange(1.0, len(gram) + 1, dtype=torch.float64)
+
+
+class Squeeze(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) if x.ndim == 4 else x.mean(1) if x.ndim == 3 else x
+
+
+def images() -> Tensor:
+    return torch.randn(3, 4, 7, 6)
+
+
+def trunk_linear() -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(nn.Linear(9, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh()), torch.randn(
+        5, 9
+    )
+
+
+def trunk_without_bias() -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(
+        nn.Linear(30, 40, bias=False), nn.Tanh(), nn.Linear(40, 30), nn.Tanh()
+    ), torch.randn(5, 30)
+
+
+def trunk_of_sequences() -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(
+        nn.Linear(30, 40), nn.LayerNorm(40), nn.GELU(), nn.Linear(40, 30), Squeeze()
+    ), torch.randn(2, 3, 30)
+
+
+def trunk_of_convolutions() -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(
+        nn.Conv2d(4, 64, 3, stride=2, padding=1),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Conv2d(64, 48, (3, 2), dilation=(1, 2), padding=(0, 1), bias=False),
+        nn.ReLU(),
+        nn.Conv2d(48, 30, 1),
+        Squeeze(),
+    ), images()
+
+
+def trunk_of_groups() -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(
+        nn.Conv2d(4, 32, 3, groups=2),
+        nn.GroupNorm(4, 32),
+        nn.ConvTranspose2d(32, 30, 3),
+        nn.Conv2d(30, 30, 3, padding="same", padding_mode="circular"),
+        Squeeze(),
+    ), images()
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = nn.Linear(30, 30), nn.Linear(30, 30)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.again(self.again(self.first(x).tanh()).tanh())
+        return out
+
+
+def trunk_used_twice() -> tuple[nn.Module, Tensor]:
+    return Twice(), torch.randn(4, 30)
+
+
+def trunk_partly_frozen() -> tuple[nn.Module, Tensor]:
+    net, x = trunk_linear()
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name not in ("0.bias", "2.weight"))
+    return net, x
+
+
+def trunk_checkpointed() -> tuple[nn.Module, Tensor]:
+    inner, x = trunk_linear()
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = checkpoint(self.inner, x, use_reentrant=False)
+            return out
+
+    return Checkpointed(), x
+
+
+TRUNKS: list[Callable[[], tuple[nn.Module, Tensor]]] = [
+    trunk_linear,
+    trunk_without_bias,
+    trunk_of_sequences,
+    trunk_of_convolutions,
+    trunk_of_groups,
+    trunk_used_twice,
+    trunk_partly_frozen,
+    trunk_checkpointed,
+]
+
+
+class Problem:
+    """T heads on a trunk, one of which does not read all of it."""
+
+    def __init__(
+        self, build: Callable[[], tuple[nn.Module, Tensor]], dtype: torch.dtype = torch.float64
+    ) -> None:
+        torch.manual_seed(3)
+        trunk, x = build()
+        self.trunk, self.x = trunk.to(dtype).eval(), x.to(dtype)
+        self.heads = nn.ModuleList(nn.Linear(30, 2).to(dtype) for _ in range(T))
+        self.targets = [torch.randn(len(x), 2, dtype=dtype) for _ in range(T)]
+        self.shared = [p for p in self.trunk.parameters() if p.requires_grad]
+
+    def losses(self) -> list[Tensor]:
+        z = self.trunk(self.x)
+        return [
+            (1 + i) * F.mse_loss(head(z), y)
+            for i, (head, y) in enumerate(zip(self.heads, self.targets, strict=True))
+        ]
+
+    def rows(self) -> Tensor:
+        return gradient_rows(dict(zip("abcd", self.losses(), strict=True)), self.shared)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 700, 10**9])
+@pytest.mark.parametrize("build", TRUNKS, ids=lambda f: f.__name__)
+def test_products_and_gradient(
+    build: Callable[[], tuple[nn.Module, Tensor]], chunk: int | None
+) -> None:
+    problem = Problem(build)
+    rows = problem.rows()
+    strategy = Products(T, chunk=chunk)
+    strategy(problem.losses()).backward()
+    torch.testing.assert_close(strategy.seen, rows @ rows.T, rtol=1e-10, atol=1e-13)
+    weights = torch.arange(1.0, T + 1, dtype=torch.float64)
+    torch.testing.assert_close(gradient_now(problem.shared), weights @ rows)
+    for i, head in enumerate(problem.heads):  # heads are plain
+        (own,) = torch.autograd.grad(problem.losses()[i], head.weight)
+        torch.testing.assert_close(head.weight.grad, own)
+
+
+@pytest.mark.parametrize(
+    ("build", "number"),
+    [
+        (trunk_linear, 2),
+        (trunk_without_bias, 2),
+        (trunk_of_sequences, 2),
+        (trunk_of_convolutions, 3),
+        (trunk_of_groups, 1),
+        (trunk_used_twice, 1),
+        (trunk_partly_frozen, 1),
+        (trunk_checkpointed, 0),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_layers_that_are_told(build: Callable[[], tuple[nn.Module, Tensor]], number: int) -> None:
+    """Those that one place of the graph reads, whose inputs are at hand, in one group."""
+    problem = Problem(build)
+    graph = walk(problem.losses())
+    assert len(find_layers(graph, {id(p): p for p in problem.shared})) == number
+
+
+def test_no_gradient_of_a_weight_is_held_where_its_layer_pays() -> None:
+    """Eight samples: the products of a wide layer are those of 8 x 8 numbers."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(200, 300), nn.Tanh(), nn.Linear(300, 200))
+    heads = [nn.Linear(200, 1) for _ in range(3)]
+    x = torch.randn(8, 200)
+
+    strategy = MGDA(3)
+    losses = [head(trunk(x)).square().mean() for head in heads]
+    # The forward passes are apart, so no layer has one place in the graph: here all rows are held.
+    strategy(losses)
+    assert strategy.workspace._memory is not None
+    assert len(strategy.workspace._memory) == 3 * sum(p.numel() for p in trunk.parameters())
+    z = trunk(x)
+    strategy = MGDA(3)
+    strategy([head(z).square().mean() for head in heads])
+    assert strategy.workspace._memory is not None
+    assert len(strategy.workspace._memory) == 0
+
+
+@pytest.mark.parametrize("build", TRUNKS, ids=lambda f: f.__name__)
+def test_single_precision(build: Callable[[], tuple[nn.Module, Tensor]]) -> None:
+    problem = Problem(build, torch.float32)
+    rows = Problem(build).rows()
+    strategy = Products(T)
+    strategy(problem.losses()).backward()
+    norms = rows.norm(dim=1)
+    errors = (strategy.seen - rows @ rows.T) / norms[:, None] / norms
+    assert errors.abs().max() < 3e-6
+
+
+def test_gradients_that_cancel_over_the_samples() -> None:
+    """The sum over samples is a millionth of its terms: the short route would only see rounding."""
+    torch.manual_seed(0)
+    trunk = nn.Linear(50, 60)
+    half = torch.randn(16, 50)
+    x = torch.cat([half, half + 1e-6 * torch.randn(16, 50)])
+    signs = torch.cat([torch.ones(16), -torch.ones(16)])[:, None]
+    heads = [torch.randn(60) for _ in range(3)]
+
+    def losses(trunk: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+        z = trunk(x.to(dtype))
+        return [(signs.to(dtype) * z * h.to(dtype)).sum() + 3 for h in heads]
+
+    strategy = Products(3)
+    strategy(losses(trunk, torch.float32))
+    exact = gradient_rows(
+        dict(zip("abc", losses(trunk.double(), torch.float64), strict=True)), trunk.parameters()
+    )
+    wanted = exact @ exact.T
+    torch.testing.assert_close(strategy.seen, wanted, rtol=1e-2, atol=1e-2 * wanted.max().item())
+
+
+def test_two_scalars_at_once_do_not_share_their_memory() -> None:
+    problem = Problem(trunk_of_groups)
+    rows = problem.rows()
+    strategy = Products(T)
+    first, second = strategy(problem.losses()), strategy(problem.losses())
+    (first + 2 * second).backward()
+    weights = torch.arange(1.0, T + 1, dtype=torch.float64)
+    torch.testing.assert_close(gradient_now(problem.shared), 3 * weights @ rows)
+
+
+def test_memory_is_used_again_in_the_next_step() -> None:
+    problem = Problem(trunk_of_groups)
+    strategy = Products(T)
+    places = set()
+    for _ in range(5):
+        strategy(problem.losses()).backward()
+        assert strategy.workspace._memory is not None
+        places.add(strategy.workspace._memory.data_ptr())
+    assert len(places) == 1
+
+
+def test_a_backward_may_be_repeated_and_scaled() -> None:
+    problem = Problem(trunk_linear)
+    rows = problem.rows()
+    total = Products(T)(problem.losses())
+    (3 * total).backward(retain_graph=True)
+    total.backward()
+    weights = torch.arange(1.0, T + 1, dtype=torch.float64)
+    torch.testing.assert_close(gradient_now(problem.shared), 4 * weights @ rows)
+
+
+@pytest.mark.parametrize("strategy", [PCGrad(T), DBMTL(T)], ids=lambda s: type(s).__name__)
+def test_tasks_that_are_rows_of_a_batch(strategy: PCGrad | DBMTL) -> None:
+    """A forward pass for each task gives what a joint one gives."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3)).double()
+    x, y = torch.randn(12, 6).double(), torch.randn(12, 3).double()
+    ids = torch.tensor([0, 1, 2, 3] * 3)
+    twin = type(strategy)(T)
+    apart = {
+        task: F.mse_loss(network(x[rows]), y[rows]) for task, rows in rows_by_task(ids).items()
+    }
+    strategy(apart).backward()
+    one = gradient_now(network.parameters())
+    network.zero_grad()
+    out = network(x)
+    joint = {task: F.mse_loss(out[rows], y[rows]) for task, rows in rows_by_task(ids).items()}
+    twin(joint).backward()
+    torch.testing.assert_close(gradient_now(network.parameters()), one)
+
+
+def test_inner_products_are_exact_over_long_rows() -> None:
+    """A hundred thousand numbers with a large common part: one float32 sum would lose digits."""
+    torch.manual_seed(0)
+    rows = 1 + 0.1 * torch.randn(3, 100_003)
+    exact = rows.double() @ rows.double().T
+    assert ((inner_products(rows, rows) - exact) / exact).abs().max() < 3e-8
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e18, 1e22])
+def test_lengths_outside_the_range_of_single_precision_squares(scale: float) -> None:
+    rows = torch.tensor([[3.0, 1, 0, 0], [-1, 2, 1, 0], [0, -1, 2, 2]])
+    theta = torch.zeros(4, requires_grad=True)
+    strategy = Products(3)
+    strategy([scale * row @ theta + 1 for row in rows])
+    torch.testing.assert_close(
+        strategy.seen / scale**2, rows.double() @ rows.double().T, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_every_pair_of_rows_meets_once() -> None:
+    """The products of the blocks up to the diagonal, added to their transpose, are all of them."""
+    problem = Problem(trunk_linear)
+    problem.x = torch.randn(150, 9, dtype=torch.float64)
+    problem.targets = [torch.randn(150, 2, dtype=torch.float64) for _ in range(T)]
+    rows = problem.rows()
+    graph = walk(losses := problem.losses())
+    layers = find_layers(graph, {id(p): p for p in problem.shared})
+    gram = torch.zeros(T, T, dtype=torch.float64)
+    for layer, (task, loss) in itertools.product(layers, enumerate(losses)):
+        (at,) = torch.autograd.grad(loss, [layer.edge], retain_graph=True)
+        layer.take(task, T, at)
+    for layer in layers:
+        gram += layer.gram()
+    torch.testing.assert_close(gram, rows @ rows.T)
