@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -83,3 +83,43 @@ class Surroundings:
                 "this step: compute it with the same network, not with a copy."
             )
         return sum_over_ranks(torch.stack(rows)) / world_size()
+
+
+def held_out_gradient(
+    validation: Callable[[], Tensor], around: Surroundings, by: Tensor | None, trial: str
+) -> Tensor:
+    """Returns the gradient of a held-out loss, averaged over ranks, `[P]`.
+
+    Args:
+        validation: Computes the loss with the parameters as they are.
+        around: The parameters.
+        by: What to add to them meanwhile, `[P]`; None for nothing.
+        trial: How they were moved, for a message.
+
+    Raises:
+        TypeError: The loss is not a tensor.
+        ValueError: It is not an attached scalar of these parameters, or not finite, or its gradient
+            is not.
+    """
+    with nullcontext() if by is None else around.moved(by), torch.enable_grad():
+        loss = validation()
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"`validation` returns {loss!r}, not a tensor: let it return the main task's "
+                "loss on a held-out batch, attached."
+            )
+        if loss.numel() != 1 or not loss.requires_grad:
+            raise ValueError(
+                f"`validation` returns a tensor {list(loss.shape)}"
+                f"{'' if loss.requires_grad else ', detached'}: let it return the main task's "
+                "loss on a held-out batch, a scalar, as the network gives it."
+            )
+        seen = sum_over_ranks(loss.detach())
+        v = around.gradients([loss.reshape(())], "validation")[0]
+    if not (seen.isfinite() & v.isfinite().all()):
+        length = torch.linalg.vector_norm(v).item()
+        raise ValueError(
+            f"`validation` returns {loss.item()!r}, with a gradient of length {length!r}, and "
+            f"both must be finite: {trial} went too far, or the batch is bad."
+        )
+    return v

@@ -572,7 +572,7 @@ class GramStrategy(_ReadsGradients):
         )
         gram = self._gram(step, gradients)
         self.rounding = 1e-14 if gradients.sought.like.dtype == torch.float64 else 1e-6
-        losses = step.seen.double().cpu()
+        losses = step.seen.cpu().double()
         weights = self._rescaled(self.weigh(gram, losses), gram).to(step.seen)
 
         def spend(value: Tensor, weights: Tensor) -> Tensor:
@@ -629,7 +629,7 @@ class GradientStrategy(_ReadsGradients):
             step,
             shared,
             weighted_heads=False,
-            remembered=True,
+            remembered=bool(self.growing),
             read=self.tasks_read(len(step.index)),
         )
         assert isinstance(gradients, Rows)

@@ -263,7 +263,7 @@ class Rows(TaskGradients):
         """Returns the inner products; see `TaskGradients`."""
         gram = _products(self.rows)
         for layer in self.layers:
-            gram += layer.gram().double().cpu()
+            gram += layer.gram().cpu().double()
         if self.sought.of_features:
             gram = sum_over_ranks(gram.to(self.rows.device)).cpu() / world_size() ** 2
         return _without_rounding(gram)
@@ -387,7 +387,7 @@ def _start(root: Root, slope: Tensor) -> Tensor:
 
 def _products(rows: Tensor) -> Tensor:
     """Returns the inner products of rows, `[n, n]`, float64, on the host."""
-    gram = inner_products(rows, rows).double().cpu()
+    gram = inner_products(rows, rows).cpu().double()
     squares = gram.diagonal()
     if rows.dtype == torch.float32 and not bool(((squares > 1e-25) & (squares < 1e30)).all()):
         # Squares of very long or very short gradients leave the range of float32.
@@ -396,7 +396,7 @@ def _products(rows: Tensor) -> Tensor:
         for piece in torch.split(rows, 1 << 16, dim=1):
             piece = piece.to(wide)
             exact += piece @ piece.T
-        gram = exact.double().cpu()
+        gram = exact.cpu().double()
     return gram
 
 

@@ -29,6 +29,10 @@ class DTP(MetricStrategy):
     weighs the samples within a task by the same rule; that belongs to the loss, which is the
     user's.
 
+    Use it when every task has a metric in (0, 1], such as an accuracy, and the difficult tasks
+    should come first. Not when tasks have different ceilings: one that can reach no more than 0.5
+    comes first for good, where `Achievement` asks what it could reach. Nor for metrics in dB.
+
     Args:
         tasks: The names of the tasks, or their number.
         gamma: $\gamma$, the focus on difficult tasks.
@@ -126,6 +130,11 @@ class Achievement(MetricStrategy):
     its reference and margin counts as having reached them (the power would grow again, or not
     exist); for a metric of which less is better, $p_i / m_i$ stands for $m_i / p_i$.
 
+    Use it when each task should come as far as a network of its own, and their metrics have
+    different units: a ratio to a reference has none. Not when there is no budget for single-task
+    networks, nor when metrics are in dB, whose ratios are all close to one: `FocalAchievement`
+    takes differences.
+
     Args:
         tasks: The names of the tasks, or their number.
         references: $p$, the metrics of networks trained on one task alone, positive.
@@ -210,6 +219,10 @@ class FocalAchievement(MetricStrategy):
     $\gamma$, which depends on the unit of the metric (with 1, a gap of 0.4 dB is worth a factor of
     1.5) and should be set by the user; uniform weights in the first interval; no smoothing; and the
     cap, which keeps early gaps of many dB from giving all to one task.
+
+    Use it when the tasks share one metric, such as PSNR, and those furthest behind a network of
+    their own should get more, best of all as quotas of the data. Not when metrics have different
+    units: a gap counts as it is. Nor without references, or before $\gamma$ is set for the unit.
 
     Args:
         tasks: The names of the tasks, or their number.

@@ -54,8 +54,8 @@ class UPGrad(_DualCone):
     $p_i$.
 
     Use it when no task may be hurt and each is to keep its own influence, in proportion to its
-    gradient. Not with many tasks and short steps: T quadratic programs a step cost a tenth of a
-    second for a hundred tasks.
+    gradient. Not when there are many tasks and steps are short: T quadratic programs a step cost a
+    tenth of a second for a hundred tasks.
 
     Args:
         tasks: The names of the tasks, or their number.

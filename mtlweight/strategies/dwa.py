@@ -22,6 +22,10 @@ class DWA(LossStrategy):
     two epochs. The paper's weights sum to T (`rescale="tasks"`); ours to one. Ratios are kept
     within [0, 10], and a task that is absent from an epoch keeps its last one (ours).
 
+    Use it when tasks learn at different speeds, and those that have come to a halt should get more.
+    Not when the losses differ in scale: the weights do not see it. Nor when there are few epochs:
+    two pass before it begins. Ratios are mostly close to one, and the weights then close to equal.
+
     Args:
         tasks: The names of the tasks, or their number.
         temperature: $\tau$; the larger, the more equal the weights.

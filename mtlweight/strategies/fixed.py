@@ -18,6 +18,12 @@ class Equal(LossStrategy):
     $$\mathcal{L} = \frac1T \sum_i L_i$$
 
     Also known as linear scalarisation, or EW. Peers often take the sum, which is `rescale="tasks"`.
+
+    Use it when nothing speaks for anything else: first of all, and beside whatever else you try.
+    Not when the losses differ in unit or size: the task with the longest gradient then decides.
+
+    Source: the baseline of every paper here. Kurin et al., *In defense of the unitary scalarization
+    for deep multi-task learning*, NeurIPS 2022, found it hard to beat.
     """
 
     def scalarize(self, losses: Tensor) -> Tensor:
@@ -29,6 +35,10 @@ class Fixed(LossStrategy):
 
     $$\mathcal{L} = \sum_i w_i L_i$$
 
+    Use it when a search has found the weights, or the losses have a unit that says what they are
+    worth. Not when there are many tasks, for which a search is too dear, or when the scales of the
+    losses drift in training, which constants do not follow.
+
     Args:
         tasks: The names of the tasks, or their number.
         weights: $w$, non-negative and not all zero: a mapping from task name, or `[T]`. Taken as
@@ -37,6 +47,9 @@ class Fixed(LossStrategy):
 
     Raises:
         OptionError: A weight is missing, negative or not finite, or all are zero.
+
+    Source: none is needed. Xin et al., *Do current multi-task optimization methods in deep learning
+    even help?*, NeurIPS 2022, is why it is the arm to beat.
     """
 
     constants: Tensor

@@ -25,6 +25,10 @@ class AvgNorm(GramStrategy):
     default it is taken with respect to all that is shared (ours). The weights multiply whole
     losses, heads included. A task without gradient gets the mean weight of the others.
 
+    Use it when gradients differ in length, whatever the reason, and each task should move the
+    network as much as any other. Not when a gradient is short because its task is done: what is
+    left of it, mostly noise, is made as long as the others.
+
     Args:
         tasks: The names of the tasks, or their number.
         scale: The common length S: `"sum_norm"` as above, `"mean_norm"` $\lVert \frac1T \sum g_j
@@ -72,6 +76,10 @@ class DBMTL(GradientStrategy):
 
     The paper searches $\beta_k$ in {.1, .5, .9} and {.1, .5, .9} / √k for each data set; its own
     study finds a constant .9, the default of the authors' library, the worst. Ours is .5 / √k.
+
+    Use it when losses differ in unit and gradients in length, and T gradients fit in memory. Not
+    when a loss can reach zero: its logarithm has no end, and the step is as long as the longest of
+    the gradients. Nor when a loss may be negative.
 
     Args:
         tasks: The names of the tasks, or their number.

@@ -19,6 +19,10 @@ class RLW(LossStrategy):
     The draw is a function of `seed` and the step, so that all ranks draw the same and a resumed run
     goes on as if it had not stopped.
 
+    Use it when a study needs the baseline that any balancing has to beat. Not when the losses
+    differ in scale, which random weights do not balance, or when weights are spent on data: their
+    mean over an epoch is nearly equal.
+
     Args:
         tasks: The names of the tasks, or their number.
         seed: Seeds the draws.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtlweight.distributed import sum_over_ranks, world_size
-from mtlweight.inputs import Losses, Step, by_task
-from mtlweight.look_ahead import Surroundings
+from mtlweight.distributed import average_over_ranks, sum_over_ranks, world_size
+from mtlweight.inputs import Losses, Step, by_task, read_counts, read_losses
+from mtlweight.look_ahead import Surroundings, held_out_gradient
 from mtlweight.options import NonNegative, Options, Tasks
 from mtlweight.shared_leaves import walk
+from mtlweight.slopes import BackwardSlopes, ForwardSlopes
 from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import Shared
 
@@ -84,6 +86,9 @@ class SLGrad(Strategy):
         self.learning_rate = learning_rate
         self.sample_weights: dict[str, Tensor] = {}
         self._samples: list[Tensor] | None = None
+        self._carried: ForwardSlopes | None = None
+        self._agreed = False  # whether a block was checked
+        self._missed = False  # whether the last block was left without a call
 
     @property
     def waits(self) -> bool:
@@ -107,21 +112,63 @@ class SLGrad(Strategy):
                 losses of samples it is known.
             independent: Not read.
         """
-        samples = _samples(self.tasks, losses)
-        if samples is not None:
-            groups = {
-                task: x
-                for task, x in samples.items()
-                if isinstance(x, Tensor) and x.is_floating_point()
-            }
-            losses = samples | {task: x.mean() for task, x in groups.items()}
-            if len(groups) == len(samples):  # else one of them is to be refused, with its reason
-                counts = {task: len(x) for task, x in groups.items()}
-                self._samples = list(groups.values())
+        losses, counts, self._samples = self._means(losses, counts)
         try:
             return super().forward(losses, shared, counts=counts, independent=independent)
         finally:
             self._samples = None
+
+    @contextmanager
+    def directed(
+        self, *networks: nn.Module, trial: Callable[[], Losses] | None = None
+    ) -> Iterator[None]:
+        r"""Has the forward passes in its block carry $v$ along: no second derivative is taken.
+
+            with strategy.directed(network):
+                loss = strategy({task: loss_of(out, y) for task, out in network(x).items()})
+            loss.backward()
+
+        On entering, $v$ is taken, and the parameters of the networks become dual numbers with
+        tangent $v$: each loss then carries $\langle \nabla \ell_{ik}, v \rangle$, exactly, beside
+        the graph that `backward` walks. The parameters themselves, their gradients and the
+        optimizer stay as they are; on leaving the modules have them back. Several calls may share a
+        block, and its $v$, as for gradients that are accumulated. In `eval()` it does nothing.
+
+        The losses of this batch are not there yet for the trial step. With `learning_rate=0` there
+        is none. Otherwise `trial` computes them once before, one more pass forward and back: batch
+        statistics are then updated twice, and dropout draws twice; without either, the weights are
+        those of a call without `directed`.
+
+        Tangents do not stop at `torch.no_grad()`: detach what is no part of the gradient, as the
+        targets a network makes for itself. The first block is checked by one more backward pass.
+        Checkpointed layers, and some kernels (recurrent ones, for instance), have no forward mode;
+        graphs of the tangents take memory until the block is left.
+
+        Args:
+            networks: The modules behind the losses and `validation`.
+            trial: Computes the losses of this step, in the form in which the strategy gets them.
+
+        Raises:
+            TypeError: One of `networks` is not a module.
+            ValueError: They have nothing to train, or there is a learning rate and no `trial`, or
+                `rescale="equal-norm"`, which takes gradients; or as for `validation`, or losses.
+            RuntimeError: A layer has no forward mode, or its is wrong.
+        """
+        if not self.training:
+            yield
+            return
+        around = Surroundings(*_parameters(networks))
+        v = _unit(self._trial_end(around, trial))
+        self._carried = ForwardSlopes(around, v / torch.linalg.vector_norm(v).clamp_min(1))
+        try:
+            with self._carried.carried(networks):
+                yield
+            if not self._agreed:
+                self._carried.check()
+                self._agreed = self._carried.used
+            self._missed = not self._carried.used
+        finally:
+            self._carried = None
 
     def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
         """Returns what the samples of each task get together, spent by what each of them gets."""
@@ -178,70 +225,82 @@ class SLGrad(Strategy):
 
         Args:
             every: The losses.
-            start: What stands before them in the loss of the trial step.
+            start: What stands before them in the loss of the trial step, `[N]`.
             step: For messages.
         """
-        leaves = [leaf for leaf, _ in walk([every]).leaves]
-        around = Surroundings(leaves, every.detach())
-        u = start.detach().clone().requires_grad_()
-        try:
-            rates = torch.autograd.grad(every, leaves, u, create_graph=True, allow_unused=True)
-        except RuntimeError as error:
-            raise _once_only(error) from error
-        rate = around.joined([x if x is None else x.detach() for x in rates])
-        v = self._direction(around, -self.learning_rate * sum_over_ranks(rate), step)
-        v = v / torch.where(v.any(), v.abs().max(), 1.0)
-        pairs = [
-            (x, piece.to(x.dtype))
-            for x, piece in zip(rates, around.split(v), strict=True)
-            if x is not None and x.requires_grad
-        ]
-        scores: Tensor | None = None
-        try:
-            if pairs:
-                scores = torch.autograd.grad(
-                    [x for x, _ in pairs], u, [piece for _, piece in pairs], allow_unused=True
-                )[0]
-        except RuntimeError as error:
-            raise _once_only(error) from error
-        scores = torch.zeros_like(start) if scores is None else scores
+        if self._carried is None and self._missed:
+            self._missed = False
+            raise ValueError(
+                "The block of `directed` was left before SLGrad was called, and with it went what "
+                "the losses carried: call strategy(losses) inside the block."
+            )
+        if self._carried is not None:
+            scores = self._carried.read(every, start)
+        else:
+            leaves = [leaf for leaf, _ in walk([every]).leaves]
+            around = Surroundings(leaves, every.detach())
+            slopes = BackwardSlopes(every, start, around)
+            v = self._held_out(around, sum_over_ranks(slopes.rate), self._by_name(step))
+            scores = slopes.along(_unit(v))
         if sum_over_ranks((~scores.isfinite()).sum()):
             raise ValueError(
                 f"The gradient of one of the losses {self._by_name(step)} is not finite: skip this "
                 "batch; torch.autograd.set_detect_anomaly(True) shows where it comes from."
             )
-        # The backward pass is linear in where it starts, so that the scores add up to its product
-        # with v. A layer whose backward autograd can't see into would leave a part out in silence.
-        lost = (rate @ v - start @ scores).abs()
-        if sum_over_ranks((lost > 1e-2 * rate.norm() * v.norm()).sum()):
-            raise _once_only("a part of its gradient is missing from the second derivative")
         return scores
 
-    def _direction(self, around: Surroundings, by: Tensor, step: Step) -> Tensor:
-        """Returns v, the gradient of the held-out loss at the end of the trial step, `[P]`."""
-        with around.moved(by), torch.enable_grad():
-            loss = self.validation()
-            if not isinstance(loss, Tensor):
-                raise TypeError(
-                    f"`validation` returns {loss!r}, not a tensor: let it return the main task's "
-                    "loss on a held-out batch, attached."
-                )
-            if loss.numel() != 1 or not loss.requires_grad:
-                raise ValueError(
-                    f"`validation` returns a tensor {list(loss.shape)}"
-                    f"{'' if loss.requires_grad else ', detached'}: let it return the main task's "
-                    "loss on a held-out batch, a scalar, as the network gives it."
-                )
-            seen = sum_over_ranks(loss.detach())
-            v = around.gradients([loss.reshape(())], "validation")[0]
-        if not (seen.isfinite() & v.isfinite().all()):
-            length = torch.linalg.vector_norm(v).item()
+    def _held_out(self, around: Surroundings, rate: Tensor | None, losses: object) -> Tensor:
+        """Returns v, the gradient of the held-out loss at the end of the trial step, `[P]`.
+
+        Args:
+            around: The parameters.
+            rate: The gradient to step along, `[P]`; not read with a learning rate of 0.
+            losses: For messages.
+        """
+        by = None if rate is None or not self.learning_rate else -self.learning_rate * rate
+        trial = f"a trial step with learning rate {self.learning_rate} along the losses {losses}"
+        return held_out_gradient(self.validation, around, by, trial)
+
+    def _trial_end(self, around: Surroundings, trial: Callable[[], Losses] | None) -> Tensor:
+        """Returns v before the losses of the step are there, `[P]`."""
+        if self.rescale == "equal-norm":
             raise ValueError(
-                f"`validation` returns {loss.item()!r}, with a gradient of length {length!r}, and "
-                f"both must be finite: a trial step with learning rate {self.learning_rate} along "
-                f"the losses {self._by_name(step)} went too far, or the batch is bad."
+                "`rescale='equal-norm'` takes the gradient of each task, which does not go with "
+                "forward mode: choose another `rescale`, or call the strategy without `directed`."
             )
-        return v
+        if not self.learning_rate:
+            return self._held_out(around, None, None)
+        if trial is None:
+            raise ValueError(
+                f"SLGrad has `learning_rate` {self.learning_rate}, and takes a trial step along "
+                "losses that `directed` does not have yet: give it `trial=`, which computes them, "
+                "or build SLGrad with `learning_rate=0`, which takes v where the network is."
+            )
+        with torch.enable_grad():
+            losses, counts, _ = self._means(trial(), None)
+            step = read_losses(self.tasks, losses, training=True)
+            numbers = None if counts is None else read_counts(self.tasks, step, counts)
+            step = average_over_ranks(self.num_tasks, step, numbers)
+            parts = step.values if step.factors is None else step.factors * step.values
+            rate = around.gradients([parts.sum() / len(step.index)], "trial")[0]
+        return self._held_out(around, rate, self._by_name(step))
+
+    def _means(
+        self, losses: Losses, counts: Mapping[str, int] | None
+    ) -> tuple[Losses, Mapping[str, int] | None, list[Tensor] | None]:
+        """Returns one loss for each task, the samples behind each, and their losses, if given."""
+        samples = _samples(self.tasks, losses)
+        if samples is None:
+            return losses, counts, None
+        groups = {
+            task: x
+            for task, x in samples.items()
+            if isinstance(x, Tensor) and x.is_floating_point()
+        }
+        losses = samples | {task: x.mean() for task, x in groups.items()}
+        if len(groups) < len(samples):  # one of them is to be refused, with its reason
+            return losses, counts, None
+        return losses, {task: len(x) for task, x in groups.items()}, list(groups.values())
 
     def _by_name(self, step: Step) -> dict[str, float]:
         return {self.tasks[i]: x for i, x in zip(step.index, step.seen.tolist(), strict=True)}
@@ -287,7 +346,25 @@ def _samples(tasks: tuple[str, ...], losses: Losses) -> dict[str, Any] | None:
     return named
 
 
-def _once_only(reason: object) -> RuntimeError:
-    return RuntimeError(
-        f"SLGrad differentiates the backward pass, and a layer does not let it: {reason}"
-    )
+def _parameters(networks: Sequence[nn.Module]) -> tuple[list[Tensor], Tensor]:
+    """Returns what networks train, each once, and a tensor like the vectors of all of it."""
+    for network in networks:
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"`directed` takes the modules behind the losses, and got "
+                f"{type(network).__name__}: write directed(network), or directed(encoder, heads)."
+            )
+    every = [p for network in networks for p in network.parameters() if p.requires_grad]
+    if not every:
+        raise ValueError(
+            f"The {len(networks)} networks of `directed` have no parameter that requires a "
+            "gradient: give it the modules behind the losses."
+        )
+    double = any(p.dtype == torch.float64 for p in every)
+    like = every[0].new_zeros((), dtype=torch.float64 if double else torch.float32)
+    return list({id(p): p for p in every}.values()), like
+
+
+def _unit(v: Tensor) -> Tensor:
+    """Returns a vector with its largest number at one, so that products neither vanish nor grow."""
+    return v / torch.where(v.any(), v.abs().max(), 1.0)

@@ -122,8 +122,8 @@ class Case:
         sparse: Whether a task that is present may get no weight.
         constants: Whether weights that are computed from the losses of the step are held constant
             in the derivative, so that the scalar itself rises by another slope.
-        degree: p, if all losses times c have the shared gradient times c^p, and so the weights
-            times c^(p-1); None where the unit of the losses matters.
+        degree: p, if all losses times c have the shared gradient times c^p; None where the unit of
+            the losses matters.
         by_item: Whether it reads features item by item, dimension 0, as nothing else is read.
         in_turn: Whether it reads the gradient of one task in each step, moves nothing before each
             had its turn, and takes steps as long as Adam's.
@@ -153,6 +153,13 @@ class Case:
     logs: bool = False
     looks_ahead: bool = False
     wrapped: bool = False
+
+    @property
+    def weights_degree(self) -> float | None:
+        """The power of c that the weights are multiplied with if all losses are with c."""
+        if self.degree is None or self.in_turn:  # these are of a direction, whatever its length
+            return None if self.degree is None else 0.0
+        return self.degree - 1
 
     @property
     def of_this_step(self) -> bool:
@@ -350,6 +357,7 @@ REGISTERED = {
         expressible=False,
         gradients=True,
         looks_ahead=True,
+        sparse=True,
         degree=None,
     ),
     "igb_v2": Case(

@@ -329,9 +329,9 @@ def test_signs_of_the_weights(case: Case) -> None:
     for seed, tasks in enumerate((3, 2, 4) * 8):
         strategy = case.build(tasks)
         generator = torch.Generator().manual_seed(seed)
-        for step in range(4):
-            jacobian = random_jacobian(1000 * step + seed, tasks, 1 + seed % 6)
-            jacobian *= 10 ** (1.5 * torch.rand(tasks, 1, generator=generator).double())
+        lengths = 10 ** (1.5 * torch.rand(tasks, 1, generator=generator).double())
+        jacobian = lengths * random_jacobian(seed, tasks, 1 + seed % 6)
+        for _ in range(6):
             values = 0.05 + 2 * torch.rand(tasks, generator=generator).double()
             _, w = solve(strategy, jacobian, values)
             negative |= bool((w < 0).any())

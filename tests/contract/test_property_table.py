@@ -223,7 +223,7 @@ def test_conflict_shares() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_degree(case: Case) -> None:
-    """d(cJ) = c^p d(J), and w(cJ) = c^(p-1) w(J), the losses scaled alike, in every step."""
+    """d(cJ) = c^p d(J), the losses scaled alike, and the weights by their degree, in every step."""
 
     def train(c: float) -> list[tuple[Tensor, Tensor]]:
         strategy, found = case.build(3), []
@@ -251,8 +251,8 @@ def test_degree(case: Case) -> None:
             wanted = c**p * d
             atol = 1e-5 * wanted.abs().max().item()
             torch.testing.assert_close(scaled, wanted, rtol=2e-5, atol=atol)
-            if not case.in_turn:  # the weights in a direction, which then gets another length
-                torch.testing.assert_close(weights, c ** (p - 1) * w, rtol=1e-4, atol=0)
+            wanted = c ** (case.weights_degree or 0) * w
+            torch.testing.assert_close(weights, wanted, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 5.0])

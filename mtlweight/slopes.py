@@ -1,0 +1,203 @@
+"""The slopes of many losses along one direction: their inner products, without a pass for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils.hooks import RemovableHandle
+
+from mtlweight.distributed import sum_over_ranks
+from mtlweight.look_ahead import Surroundings
+
+
+class BackwardSlopes:
+    r"""The slopes of losses that are there already: their backward pass is differentiated again.
+
+    $J^\top u$ is linear in u, so the derivative of $\langle J^\top u, v \rangle$ by u is $J v$.
+
+    Args:
+        losses: N numbers, attached.
+        start: u, what the losses are summed with, `[N]`.
+        around: The leaves behind the losses.
+
+    Attributes:
+        rate: $J^\top u$, the gradient of that sum, `[P]`.
+
+    Raises:
+        RuntimeError: A layer can't be differentiated twice.
+    """
+
+    def __init__(self, losses: Tensor, start: Tensor, around: Surroundings) -> None:
+        self.around = around
+        self.start = start.detach().clone().requires_grad_()
+        try:
+            self._rates = torch.autograd.grad(
+                losses, around.leaves, self.start, create_graph=True, allow_unused=True
+            )
+        except RuntimeError as error:
+            raise _once_only(error) from error
+        self.rate = around.joined([x if x is None else x.detach() for x in self._rates])
+
+    def along(self, v: Tensor) -> Tensor:
+        """Returns the slopes along a direction `[P]`, `[N]`."""
+        pairs = [
+            (x, piece.to(x.dtype))
+            for x, piece in zip(self._rates, self.around.split(v), strict=True)
+            if x is not None and x.requires_grad
+        ]
+        slopes: Tensor | None = None
+        try:
+            if pairs:
+                slopes = torch.autograd.grad(
+                    [x for x, _ in pairs],
+                    self.start,
+                    [piece for _, piece in pairs],
+                    allow_unused=True,
+                )[0]
+        except RuntimeError as error:
+            raise _once_only(error) from error
+        start = self.start.detach()
+        slopes = torch.zeros_like(start) if slopes is None else slopes
+        # A layer whose backward autograd can't see into would leave a part out in silence.
+        if _disagree(self.rate, v, start, slopes):
+            raise _once_only("a part of its gradient is missing from the second derivative")
+        return slopes
+
+
+class ForwardSlopes:
+    """The slopes of losses that are still to be computed: their forward pass carries them along.
+
+    Args:
+        around: The parameters.
+        v: The direction, `[P]`.
+    """
+
+    def __init__(self, around: Surroundings, v: Tensor) -> None:
+        self.around = around
+        self.v = v
+        self._read: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def used(self) -> bool:
+        """Whether the slopes of any losses were read."""
+        return bool(self._read)
+
+    @contextmanager
+    def carried(self, networks: Sequence[nn.Module]) -> Iterator[None]:
+        """Has the parameters of networks carry their pieces of v; the modules are as before after.
+
+        What stands in for a parameter is a view of it: gradients arrive at the parameter itself.
+
+        Raises:
+            RuntimeError: A layer has no forward mode.
+        """
+        moving = self._moving()
+        places = [
+            (module._parameters, name, parameter)
+            for network in networks
+            for module in network.modules()
+            for name, parameter in module._parameters.items()
+            if id(parameter) in moving
+        ]
+        with forward_ad.dual_level():
+            duals = {
+                key: forward_ad.make_dual(leaf, piece.to(leaf))
+                for key, (leaf, piece) in moving.items()
+            }
+            try:
+                for slots, name, parameter in places:
+                    slots[name] = duals[id(parameter)]  # type: ignore[assignment]
+                yield
+            except (NotImplementedError, RuntimeError) as error:
+                if "forward AD" in str(error) or "forward mode AD" in str(error):
+                    raise _no_forward_mode(error) from error
+                raise
+            finally:
+                for hook in self._hooks:
+                    hook.remove()
+                for slots, name, parameter in places:
+                    slots[name] = parameter
+
+    def read(self, losses: Tensor, start: Tensor) -> Tensor:
+        """Returns the slopes of losses `[N]`, `[N]`; `start` is what `check` sums them with.
+
+        Raises:
+            ValueError: None of the losses carries one.
+        """
+        slopes = forward_ad.unpack_dual(losses).tangent
+        if slopes is None:
+            raise ValueError(
+                "No loss of this step was computed by a network that `directed` was given while "
+                "its block was open: give it the networks of the tasks, and compute the losses "
+                "inside the block, with gradients."
+            )
+        slopes = slopes.detach().clone()
+        self._hooks.append(losses.register_hook(_refuse_inside))
+        self._read.append((losses, start.detach(), slopes))
+        return slopes
+
+    def check(self) -> None:
+        """Compares the slopes that were read with a backward pass, which is left to be walked again.
+
+        A layer may pass on less than its losses' gradient, or more: what `torch.no_grad` computes
+        carries slopes that no gradient has.
+
+        Raises:
+            RuntimeError: They are not the slopes of the losses, or that pass fails.
+        """
+        for losses, start, slopes in self._read:
+            try:
+                found = torch.autograd.grad(
+                    losses, self.around.leaves, start, retain_graph=True, allow_unused=True
+                )
+            except RuntimeError as error:
+                raise _no_forward_mode(error) from error
+            if _disagree(self.around.joined(found), self.v, start, slopes):
+                raise _no_forward_mode(
+                    "the slopes that the forward pass carries are not those of the backward pass. "
+                    "What no gradient is to flow through has to be detached by `.detach()`; "
+                    "`torch.no_grad()` alone does not stop a slope"
+                )
+
+    def _moving(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Returns the parameters that have a part in v: the rest need not carry zeros along."""
+        pieces = self.around.split(self.v)
+        parts = torch.stack([piece.any() for piece in pieces]).tolist()
+        if not any(parts):
+            parts = [True] * len(pieces)
+        return {
+            id(leaf): (leaf, piece)
+            for leaf, piece, part in zip(self.around.leaves, pieces, parts, strict=True)
+            if part
+        }
+
+
+def _refuse_inside(gradient: Tensor) -> None:
+    raise RuntimeError(
+        "backward() was called inside the block of `directed`, where it would carry slopes along "
+        "too: call it after the block."
+    )
+
+
+def _disagree(rate: Tensor, v: Tensor, start: Tensor, slopes: Tensor) -> bool:
+    """Tells on every rank whether, on any, the two ways to $u^T J v$ lead apart."""
+    lost = (rate @ v - start.to(slopes) @ slopes).abs()
+    return bool(sum_over_ranks((lost > 1e-2 * rate.norm() * v.norm()).sum()))
+
+
+def _once_only(reason: object) -> RuntimeError:
+    return RuntimeError(
+        f"SLGrad differentiates the backward pass, and a layer does not let it: {reason}"
+    )
+
+
+def _no_forward_mode(reason: object) -> RuntimeError:
+    return RuntimeError(
+        f"A layer can't be used inside the block of `directed`: {reason}. Compute the losses and "
+        "call the strategy without `directed`, which differentiates the backward pass instead."
+    )
