@@ -106,12 +106,12 @@ class ForwardSlopes:
         ]
         with forward_ad.dual_level():
             duals = {
-                key: forward_ad.make_dual(leaf, piece.to(leaf))
+                key: forward_ad.make_dual(leaf, piece.to(leaf))  # type: ignore[no-untyped-call]
                 for key, (leaf, piece) in moving.items()
             }
             try:
                 for slots, name, parameter in places:
-                    slots[name] = duals[id(parameter)]  # type: ignore[assignment]
+                    slots[name] = duals[id(parameter)]
                 yield
             except (NotImplementedError, RuntimeError) as error:
                 if "forward AD" in str(error) or "forward mode AD" in str(error):
@@ -129,20 +129,21 @@ class ForwardSlopes:
         Raises:
             ValueError: None of the losses carries one.
         """
-        slopes = forward_ad.unpack_dual(losses).tangent
+        slopes: Tensor | None = forward_ad.unpack_dual(losses).tangent  # type: ignore[no-untyped-call]
         if slopes is None:
             raise ValueError(
                 "No loss of this step was computed by a network that `directed` was given while "
                 "its block was open: give it the networks of the tasks, and compute the losses "
                 "inside the block, with gradients."
             )
-        slopes = slopes.detach().clone()
-        self._hooks.append(losses.register_hook(_refuse_inside))
-        self._read.append((losses, start.detach(), slopes))
-        return slopes
+        found = slopes.detach().clone()
+        hook = losses.register_hook(_refuse_inside)  # type: ignore[no-untyped-call]
+        self._hooks.append(hook)
+        self._read.append((losses, start.detach(), found))
+        return found
 
     def check(self) -> None:
-        """Compares the slopes that were read with a backward pass, which is left to be walked again.
+        """Compares the slopes that were read with a backward pass; the graph stays to be walked.
 
         A layer may pass on less than its losses' gradient, or more: what `torch.no_grad` computes
         carries slopes that no gradient has.
@@ -175,6 +176,30 @@ class ForwardSlopes:
             for leaf, piece, part in zip(self.around.leaves, pieces, parts, strict=True)
             if part
         }
+
+
+def trainable(networks: Sequence[nn.Module]) -> tuple[list[Tensor], Tensor]:
+    """Returns what networks train, each once, and a tensor like the vectors of all of it.
+
+    Raises:
+        TypeError: One of them is not a module.
+        ValueError: They have nothing to train.
+    """
+    for network in networks:
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"`directed` takes the modules behind the losses, and got "
+                f"{type(network).__name__}: write directed(network), or directed(encoder, heads)."
+            )
+    every = [p for network in networks for p in network.parameters() if p.requires_grad]
+    if not every:
+        raise ValueError(
+            f"The {len(networks)} networks of `directed` have no parameter that requires a "
+            "gradient: give it the modules behind the losses."
+        )
+    double = any(p.dtype == torch.float64 for p in every)
+    like = every[0].new_zeros((), dtype=torch.float64 if double else torch.float32)
+    return list({id(p): p for p in every}.values()), like
 
 
 def _refuse_inside(gradient: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Task gradients: taken once for each loss, and sent on by the scalar that is returned.
 
-The only file that calls `torch.autograd.grad` on the network.
+Gradients at another point, and slopes along one direction, are in `look_ahead` and `slopes`.
 """
 
 from __future__ import annotations

@@ -116,17 +116,20 @@ class Facts:
     nonnegative: bool
 
 
-def build(name: str, tasks: int, closure: Callable[[], Any]) -> Strategy:
+def build(
+    name: str, tasks: int, held_out: Callable[[], Any], present: Callable[[], Any]
+) -> Strategy:
     """Returns a strategy with what it can't do without."""
-    given = {
+    given: dict[str, Any] = {
         "references": [1.0] * tasks,
         "weights": [1 / (2 + i) for i in range(tasks)],
-        "validation": closure,
-        "training": closure,
+        "validation": held_out,
+        "training": present,
         "learning_rate": 0.01,
     }
     needed = {k for k, f in options_of(STRATEGIES[name]).model_fields.items() if f.is_required()}
-    return STRATEGIES[name](tasks, **{k: given[k] for k in needed}, **SETTINGS.get(name, {}))
+    options = {k: given[k] for k in needed} | SETTINGS.get(name, {})
+    return STRATEGIES[name](tasks, **options)
 
 
 @dataclass
@@ -144,18 +147,21 @@ def run(name: str, tasks: int, on_features: bool = False, further: int = 0) -> R
     torch.manual_seed(0)
     network = Network(tasks)
 
-    def losses() -> list[Tensor]:
-        found: list[Tensor] = network(torch.randn(8, 4))[1]
+    latest: list[Tensor] = []
+
+    def losses(x: Tensor | None = None) -> list[Tensor]:
+        found: list[Tensor] = network(torch.randn(8, 4) if x is None else x)[1]
         return found
 
     def held_out() -> Any:
         return torch.stack(losses()).sum() if name == "slgrad" else losses()
 
-    strategy = build(name, tasks, held_out)
+    strategy = build(name, tasks, held_out, lambda: losses(*latest))
     backwards, forwards, sums = [], [], []
     for step in range(9):
         Tap.forwards = Tap.backwards = 0
-        features, given = network(torch.randn(8, 4))
+        latest[:] = [torch.randn(8, 4)]
+        features, given = network(*latest)
         more = [losses() for _ in range(further)]
         total = strategy(given, shared=features if on_features else None, independent=more)
         total.backward()
@@ -243,13 +249,15 @@ def passes(count: tuple[int, int], kind: str) -> str:
     return f"{times}{sign} {kind} passes"
 
 
-def cost(facts: Facts) -> str:
+def cost(name: str, facts: Facts) -> str:
     """Returns the cost of a step in words."""
     words = passes(facts.backwards, "backward")
     if facts.backwards == (0, 1):
         words += ", as without it"
     if facts.on_features is not None:
         words += f"; below features given as `shared`, {passes(facts.on_features, 'backward')}"
+    if name == "slgrad":
+        words += ", one of which is differentiated again"
     if facts.forwards != (0, 1):
         words += f"; {passes(facts.forwards, 'forward')}"
     return words
@@ -320,15 +328,14 @@ def allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def _range(kind: str, metadata: Sequence[Any]) -> str:
-    ends = {
-        key: getattr(m, key)
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    ends = [
+        f"{word} {getattr(m, key)}"
+        for key, word in words.items()
         for m in metadata
-        for key in ("ge", "gt", "le", "lt")
         if getattr(m, key, None) is not None
-    }
-    low = f"at least {ends['ge']}" if "ge" in ends else f"above {ends['gt']}" if "gt" in ends else ""
-    high = f"at most {ends['le']}" if "le" in ends else f"below {ends['lt']}" if "lt" in ends else ""
-    bounds = " and ".join(part for part in (low, high) if part) or "any number"
+    ]
+    bounds = " and ".join(ends) or "any number"
     return f"{kind}, {bounds}" if kind else bounds
 
 

@@ -70,7 +70,7 @@ def described(name: str, facts: Any) -> str:
         ["take it when", properties.when],
         ["reads", FACTS["reads"](name, properties.needs)],
         ["needs beside the losses", properties.needs],
-        ["a step costs", FACTS["cost"](facts)],
+        ["a step costs", FACTS["cost"](name, facts)],
         ["memory", FACTS["memory"](name, facts)],
         ["state", state(facts.buffers)],
         ["heads", FACTS["heads"](name)],

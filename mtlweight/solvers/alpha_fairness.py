@@ -50,79 +50,90 @@ def alpha_fair_weights(gram: Tensor, alpha: float) -> Tensor:
     if not moves.all():
         index = moves.nonzero()[0]
         cosines = cosines[index[:, None], index]
-    # In x_i = |g_i| w_i, orthogonal vectors have x = lengths, and the equation reads as `_gap`.
     lengths = norms[moves] ** ((1 - alpha) / (1 + alpha))
     unit = lengths.max()
-    lengths /= unit
-    power = alpha / (1 + alpha)
-    square = lengths @ lengths
-    bound = square * CLOSE ** (-2 * power)
-    start = lengths * (square / max(lengths @ (cosines @ lengths), CLOSE * square)) ** power
-    x = _lowest(cosines, lengths, alpha, start, 4 * bound)
-    if x @ x > bound:
-        x, cosines = _bounded(cosines, lengths, alpha, x, bound)
-    gap, size, _ = _gap(cosines, lengths, alpha, x)
-    error = (np.abs(gap) / size).max()
-    if not error <= 1e-10:
-        raise RuntimeError(
-            f"The {alpha}-fair weights of {len(x)} gradients were not found: {error} off."
-        )
+    bargain = _Bargain(cosines, lengths / unit, alpha)
     weights = np.empty_like(norms)
-    weights[moves] = unit * x / norms[moves]
+    weights[moves] = unit * bargain.solution() / norms[moves]
     weights[~moves] = weights[moves].mean()
     return torch.from_numpy(weights)
 
 
-def _gap(
-    cosines: Matrix, lengths: Vector, alpha: float, x: Vector
-) -> tuple[Vector, Vector, Vector]:
-    """Returns by how much the equations are missed, the sizes of their terms, and the slopes."""
-    wish = lengths * (x / lengths) ** (-1 / alpha)
-    gap = cosines @ x - wish
-    gap[(x <= SMALL * lengths) & (gap > 0)] = 0.0
-    return gap, np.abs(cosines) @ x + wish, wish / (alpha * x)
+class _Bargain:
+    r"""The problem in $x_i = \lVert g_i \rVert w_i$, where all vectors have length one.
 
+    $$(C x)_i = m_i (x_i / m_i)^{-1/\alpha}$$
 
-def _lowest(cosines: Matrix, lengths: Vector, alpha: float, x: Vector, ceiling: float) -> Vector:
-    """Returns the lowest point, or a point as far out as the square root of the ceiling."""
-    shrink = max(100.0**-alpha, 1e-15)  # the most in one step: a wish grows a hundredfold
-    gap, size, curvature = _gap(cosines, lengths, alpha, x)
-    for _ in range(200):
-        step = np.linalg.solve(cosines + np.diag(curvature + 1e-14), -gap)
-        relative = np.abs(step / x) * (x > SMALL * lengths)
-        last = relative.max() <= 1e-7 or (np.abs(gap) <= 1e-13 * size).all()
-        t = 1.0
-        # The function falls as long as its slope along the step is negative; what it may rise to
-        # at the end of a good step, and by rounding.
-        limit = -0.5 * (step @ gap) + 1e-15 * (np.abs(step) @ size)
-        least = np.maximum(shrink * x, SMALL * lengths)
-        while True:
-            there = np.maximum(x + t * step, least)
-            gap, size, curvature = _gap(cosines, lengths, alpha, there)
-            if last or (there - x) @ gap <= limit:
+    with m the x of orthogonal vectors, in units of its longest. The right side is what task i
+    wishes to gain.
+    """
+
+    def __init__(self, cosines: Matrix, lengths: Vector, alpha: float) -> None:
+        self.cosines = cosines
+        self.sizes = np.abs(cosines)
+        self.lengths = lengths
+        self.floor = SMALL * lengths
+        self.alpha = alpha
+
+    def gap(self, x: Vector) -> tuple[Vector, Vector, Vector]:
+        """Returns what is gained beyond the wish, the size of both, and how the wish falls in x."""
+        wish = self.lengths * (x / self.lengths) ** (-1 / self.alpha)
+        gap = self.cosines @ x - wish
+        gap[(x <= self.floor) & (gap > 0)] = 0.0
+        return gap, self.sizes @ x + wish, wish / (self.alpha * x)
+
+    def solution(self) -> Vector:
+        """Returns x, within the bound."""
+        power = self.alpha / (1 + self.alpha)
+        m, square = self.lengths, self.lengths @ self.lengths
+        bound = square * CLOSE ** (-2 * power)
+        longest = max(float(m @ (self.cosines @ m)), CLOSE * square)
+        x, solved = self.lowest(m * (square / longest) ** power, 4 * bound), self
+        if x @ x > bound:
+            x, solved = self.bounded(x, bound)
+        gap, size, _ = solved.gap(x)
+        error = (np.abs(gap) / size).max()
+        if not error <= 1e-10:
+            raise RuntimeError(
+                f"The {self.alpha}-fair weights of {len(x)} gradients were not found: {error} off."
+            )
+        return x
+
+    def lowest(self, x: Vector, ceiling: float) -> Vector:
+        """Returns the solution, or a point with x @ x above the ceiling on the way to it."""
+        shrink = max(100.0**-self.alpha, 1e-15)  # in one step, a wish grows a hundredfold at most
+        gap, size, fall = self.gap(x)
+        for _ in range(200):
+            step = np.linalg.solve(self.cosines + np.diag(fall + 1e-14), -gap)
+            change = (np.abs(step / x) * (x > self.floor)).max()
+            last = change <= 1e-6 or (np.abs(gap) <= 1e-13 * size).all()
+            # The function falls as long as its slope along the step is negative; what it may rise
+            # to at the end of a good step, and by rounding.
+            limit = -0.5 * (step @ gap) + 1e-15 * (np.abs(step) @ size)
+            least = np.maximum(shrink * x, self.floor)
+            for halvings in range(50):
+                there = np.maximum(x + 0.5**halvings * step, least)
+                gap, size, fall = self.gap(there)
+                if last or (there - x) @ gap <= limit:
+                    break
+            x = there
+            if last or x @ x > ceiling:
                 break
-            t *= 0.5
-        x = there
-        if last or x @ x > ceiling:
-            break
-    return x
+        return x
 
-
-def _bounded(
-    cosines: Matrix, lengths: Vector, alpha: float, x: Vector, bound: float
-) -> tuple[Vector, Matrix]:
-    """Returns the lowest point with x @ x at the bound, and the cosines with the ridge it takes."""
-    ridge, low, high = CLOSE, 0.0, math.inf
-    for _ in range(100):
-        ridged = cosines + ridge * np.eye(len(x))
-        x = _lowest(ridged, lengths, alpha, x, math.inf)
-        excess = math.log(float(x @ x) / bound)
-        if abs(excess) <= 1e-4:
-            break
-        low, high = (ridge, high) if excess > 0 else (low, ridge)
-        curvature = _gap(ridged, lengths, alpha, x)[2]
-        slope = 2 * ridge * (x @ np.linalg.solve(ridged + np.diag(curvature), x)) / (x @ x)
-        ridge *= math.exp(min(max(excess / float(slope), -5.0), 5.0))
-        if not low < ridge < high:
-            ridge = math.sqrt(low * high)
-    return x, ridged
+    def bounded(self, x: Vector, bound: float) -> tuple[Vector, _Bargain]:
+        """Returns the solution with x @ x at the bound, and the problem with the ridge it takes."""
+        ridge, low, high = CLOSE, 0.0, math.inf
+        for _ in range(100):
+            ridged = _Bargain(self.cosines + ridge * np.eye(len(x)), self.lengths, self.alpha)
+            x = ridged.lowest(x, math.inf)
+            excess = math.log(float(x @ x) / bound)
+            if abs(excess) <= 1e-4:
+                break
+            low, high = (ridge, high) if excess > 0 else (low, ridge)
+            less = np.linalg.solve(ridged.cosines + np.diag(ridged.gap(x)[2]), x)
+            slope = 2 * ridge * float(x @ less) / float(x @ x)
+            ridge *= math.exp(min(max(excess / slope, -5.0), 5.0))
+            if not low < ridge < high:
+                ridge = math.sqrt(low * high)
+        return x, ridged

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from mtlweight.distributed import average_over_ranks, sum_over_ranks, world_size
-from mtlweight.inputs import Losses, Step, by_task, read_counts, read_losses
+from mtlweight.inputs import Losses, Step, read_counts, read_losses
 from mtlweight.look_ahead import Surroundings, held_out_gradient
 from mtlweight.options import NonNegative, Options, Tasks
+from mtlweight.sample_losses import read_samples
 from mtlweight.shared_leaves import walk
-from mtlweight.slopes import BackwardSlopes, ForwardSlopes
+from mtlweight.slopes import BackwardSlopes, ForwardSlopes, trainable
 from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import Shared
 
@@ -112,7 +113,7 @@ class SLGrad(Strategy):
                 losses of samples it is known.
             independent: Not read.
         """
-        losses, counts, self._samples = self._means(losses, counts)
+        losses, counts, self._samples = read_samples(self.tasks, losses, counts)
         try:
             return super().forward(losses, shared, counts=counts, independent=independent)
         finally:
@@ -157,7 +158,7 @@ class SLGrad(Strategy):
         if not self.training:
             yield
             return
-        around = Surroundings(*_parameters(networks))
+        around = Surroundings(*trainable(networks))
         v = _unit(self._trial_end(around, trial))
         self._carried = ForwardSlopes(around, v / torch.linalg.vector_norm(v).clamp_min(1))
         try:
@@ -277,30 +278,13 @@ class SLGrad(Strategy):
                 "or build SLGrad with `learning_rate=0`, which takes v where the network is."
             )
         with torch.enable_grad():
-            losses, counts, _ = self._means(trial(), None)
+            losses, counts, _ = read_samples(self.tasks, trial(), None)
             step = read_losses(self.tasks, losses, training=True)
             numbers = None if counts is None else read_counts(self.tasks, step, counts)
             step = average_over_ranks(self.num_tasks, step, numbers)
             parts = step.values if step.factors is None else step.factors * step.values
             rate = around.gradients([parts.sum() / len(step.index)], "trial")[0]
         return self._held_out(around, rate, self._by_name(step))
-
-    def _means(
-        self, losses: Losses, counts: Mapping[str, int] | None
-    ) -> tuple[Losses, Mapping[str, int] | None, list[Tensor] | None]:
-        """Returns one loss for each task, the samples behind each, and their losses, if given."""
-        samples = _samples(self.tasks, losses)
-        if samples is None:
-            return losses, counts, None
-        groups = {
-            task: x
-            for task, x in samples.items()
-            if isinstance(x, Tensor) and x.is_floating_point()
-        }
-        losses = samples | {task: x.mean() for task, x in groups.items()}
-        if len(groups) < len(samples):  # one of them is to be refused, with its reason
-            return losses, counts, None
-        return losses, {task: len(x) for task, x in groups.items()}, list(groups.values())
 
     def _by_name(self, step: Step) -> dict[str, float]:
         return {self.tasks[i]: x for i, x in zip(step.index, step.seen.tolist(), strict=True)}
@@ -317,52 +301,6 @@ class SLGrad(Strategy):
         mine = places.gradients([world_size() * (before * every).sum()], "losses")
         length: Tensor = torch.linalg.vector_norm(mine)
         return self._stretch(weights, gram, length)
-
-
-def _samples(tasks: tuple[str, ...], losses: Losses) -> dict[str, Any] | None:
-    """Returns the losses of samples by task, or None where they are those of tasks.
-
-    Raises:
-        ValueError: Some are of samples and some of tasks, or a task has none, or more than `[B]`.
-    """
-    given = losses.unbind() if isinstance(losses, Tensor) and losses.ndim > 1 else losses
-    named = by_task(tasks, given, "Losses")
-    shapes = {task: list(x.shape) for task, x in named.items() if isinstance(x, Tensor)}
-    lists = {task: shape for task, shape in shapes.items() if shape}
-    if all(shape == [1] for shape in lists.values()) and len(lists) < len(named):
-        return None
-    for task, shape in lists.items():
-        if len(shape) != 1 or shape == [0]:
-            raise ValueError(
-                f"The loss of task {task!r} has shape {shape}: give SLGrad one number for each "
-                "sample, as in loss.flatten(1).mean(1), and leave out tasks without samples."
-            )
-        if single := [other for other, shape in shapes.items() if not shape]:
-            raise ValueError(
-                f"The loss of task {task!r} has shape {shape}, and that of {single[0]!r} is a "
-                "scalar: give SLGrad the losses of samples for every task, or one loss for each, "
-                "as in loss.mean()."
-            )
-    return named
-
-
-def _parameters(networks: Sequence[nn.Module]) -> tuple[list[Tensor], Tensor]:
-    """Returns what networks train, each once, and a tensor like the vectors of all of it."""
-    for network in networks:
-        if not isinstance(network, nn.Module):
-            raise TypeError(
-                f"`directed` takes the modules behind the losses, and got "
-                f"{type(network).__name__}: write directed(network), or directed(encoder, heads)."
-            )
-    every = [p for network in networks for p in network.parameters() if p.requires_grad]
-    if not every:
-        raise ValueError(
-            f"The {len(networks)} networks of `directed` have no parameter that requires a "
-            "gradient: give it the modules behind the losses."
-        )
-    double = any(p.dtype == torch.float64 for p in every)
-    like = every[0].new_zeros((), dtype=torch.float64 if double else torch.float32)
-    return list({id(p): p for p in every}.values()), like
 
 
 def _unit(v: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class FORUM(Bilevel):
 
     Use it when the network should fit the held-out batches as well, as when these are what counts
     in the end. Not when they must stay unseen: the network is trained on them. Takes two passes of
-    each task, and K more.
+    each task, and K - 1 more.
 
     Args:
         tasks: The names of the tasks, or their number.
