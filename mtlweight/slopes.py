@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from mtlweight.distributed import sum_over_ranks
@@ -104,11 +106,14 @@ class ForwardSlopes:
             for name, parameter in module._parameters.items()
             if id(parameter) in moving
         ]
-        with forward_ad.dual_level():
-            duals = {
-                key: forward_ad.make_dual(leaf, piece.to(leaf))  # type: ignore[no-untyped-call]
-                for key, (leaf, piece) in moving.items()
-            }
+        # Fused attention has no forward mode; the plain one computes the same.
+        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+            with warnings.catch_warnings():  # the first one compiles what PyTorch itself deprecates
+                warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+                duals = {
+                    key: forward_ad.make_dual(leaf, piece.to(leaf))  # type: ignore[no-untyped-call]
+                    for key, (leaf, piece) in moving.items()
+                }
             try:
                 for slots, name, parameter in places:
                     slots[name] = duals[id(parameter)]
@@ -178,6 +183,13 @@ class ForwardSlopes:
         }
 
 
+def unit(v: Tensor) -> Tensor:
+    """Returns a vector in length one, whatever the size of its numbers; zeros stay zeros."""
+    v = v / torch.where(v.any(), v.abs().max(), 1.0)
+    length: Tensor = torch.linalg.vector_norm(v)
+    return v / length.clamp_min(1)
+
+
 def trainable(networks: Sequence[nn.Module]) -> tuple[list[Tensor], Tensor]:
     """Returns what networks train, each once, and a tensor like the vectors of all of it.
 
@@ -210,9 +222,14 @@ def _refuse_inside(gradient: Tensor) -> None:
 
 
 def _disagree(rate: Tensor, v: Tensor, start: Tensor, slopes: Tensor) -> bool:
-    """Tells on every rank whether, on any, the two ways to $u^T J v$ lead apart."""
-    lost = (rate @ v - start.to(slopes) @ slopes).abs()
-    return bool(sum_over_ranks((lost > 1e-2 * rate.norm() * v.norm()).sum()))
+    """Tells on every rank whether, on any, the two ways to $u^T J v$ lead apart.
+
+    By more than the rounding of half precision: a fraction of the terms, which may cancel.
+    """
+    slopes = slopes.to(start)
+    lost = (rate @ v - start @ slopes).abs()
+    rounding = 2e-3 * rate.norm() * v.norm() + 2e-2 * (start.abs() @ slopes.abs())
+    return bool(sum_over_ranks((lost > rounding).sum()))
 
 
 def _once_only(reason: object) -> RuntimeError:

@@ -103,6 +103,10 @@ class Strategy(Stateful, ABC):
         self.register_buffer("weights", self.uniform())
         self.handle = handle_of(self)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.handle = handle_of(self)  # a copy is another strategy
+
     @property
     def num_tasks(self) -> int:
         """The number of tasks, T."""

@@ -9,9 +9,9 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
@@ -210,54 +210,53 @@ class Rows(TaskGradients):
         ]
         inside = {id(leaf) for layer in self.layers for leaf in layer.leaves}
         self.columns = [tensor for tensor in sought.shared if id(tensor) not in inside]
-        ends = list(accumulate(tensor.numel() for tensor in self.columns))
-        size = ends[-1] if ends else 0
+        self._sizes = [tensor.numel() for tensor in self.columns]
+        size = sum(self._sizes)
         self.rows = (
             like.new_empty(n, size) if workspace is None else workspace.borrow(self, n, size, like)
         )
-        self.own_gradients: list[list[Tensor | None]] = [[None] * n for _ in sought.own]
+        self.own_gradients: list[list[tuple[Tensor, Tensor]]] = []  # by task: leaf and gradient
+        written = {id(leaf) for layer in self._written for leaf in layer.leaves}
+        copied = [tensor for tensor in self.columns if id(tensor) not in written]
         for task in range(n):
-            self._read(task, read is None or task in read)
+            if read is None or task in read:
+                self._read(task, copied, [*self.layers, *self._written])
+            else:
+                self._read(task, [], [])
         if sought.step.scales is not None:
             self.rows *= sought.step.scales.to(self.rows)[:, None]
         if world_size() > 1 and not sought.of_features:
             self.rows = sum_over_ranks(self.rows) / world_size()
 
-    def _read(self, task: int, in_full: bool) -> None:
-        """Takes the gradients of a task; if not in full, those of the leaves outside alone."""
-        sought, scales = self.sought, self.sought.step.scales
-        layers = [*self.layers, *self._written] if in_full else []
-        inside = {id(leaf) for layer in layers for leaf in layer.leaves}
-        leaves = [leaf for leaf in self.columns if in_full and id(leaf) not in inside]
-        found, at_edges = sought.of_task(
-            task, [*leaves, *sought.own_of(task)], [layer.edge for layer in layers]
-        )
-        at = dict(zip(layers, at_edges, strict=True))
+    def _read(self, task: int, copied: list[Tensor], layers: list[Layer]) -> None:
+        """Takes the gradients of a task, those of some tensors to copy and of some layers."""
+        sought, own = self.sought, self.sought.own_of(task)
+        scale = None if sought.step.scales is None else sought.step.scales[task]
+        found, at_edges = sought.of_task(task, [*copied, *own], [layer.edge for layer in layers])
         self.unused &= all(gradient is None for gradient in at_edges)
-        for layer in self.layers:
-            gradient = at.get(layer)
-            if gradient is not None and scales is not None:
-                gradient = scales[task].to(gradient) * gradient
-            layer.take(task, len(sought.names), gradient)
-        pieces = torch.split(self.rows[task], [tensor.numel() for tensor in self.columns])
+        pieces = torch.split(self.rows[task], self._sizes)
         places = {id(t): piece for t, piece in zip(self.columns, pieces, strict=True)}
-        for layer in self._written:
-            gradient = at.get(layer)
-            if gradient is not None:
+        for layer, gradient in zip(layers, at_edges, strict=True):
+            if layer in self.layers:
+                layer.take(task, len(sought.names), _scaled(gradient, scale))
+            elif gradient is not None:
+                assert isinstance(layer, Linear)
                 layer.write(gradient, [places.pop(id(leaf)) for leaf in layer.leaves])
-        copied = [(places.pop(id(leaf)), found[id(leaf)]) for leaf in leaves if id(leaf) in found]
-        if copied:
+        for layer in self.layers if not layers else ():
+            layer.take(task, len(sought.names), None)
+        gradients = [(places.pop(id(t)), found[id(t)]) for t in copied if id(t) in found]
+        if gradients:
             self.unused = False
             torch._foreach_copy_(
-                [place.view_as(gradient) for place, gradient in copied], [g for _, g in copied]
+                [place.view_as(gradient) for place, gradient in gradients],
+                [gradient for _, gradient in gradients],
             )
         for place in places.values():
             place.zero_()
-        for i, (leaf, tasks) in enumerate(sought.own):
-            gradient = found.get(id(leaf)) if tasks >> task & 1 else None
-            if gradient is not None and scales is not None:
-                gradient = scales[task].to(gradient) * gradient
-            self.own_gradients[i][task] = gradient
+        mine = [(leaf, found[id(leaf)]) for leaf in own if id(leaf) in found]
+        if scale is not None:
+            mine = [(leaf, scale.to(gradient) * gradient) for leaf, gradient in mine]
+        self.own_gradients.append(mine)
 
     def gram(self) -> Tensor:
         """Returns the inner products; see `TaskGradients`."""
@@ -289,7 +288,7 @@ class Rows(TaskGradients):
         return self._carry(value, shared, head_weights)
 
     def _split(self, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        pieces = torch.split(gradient, [tensor.numel() for tensor in self.columns])
+        pieces = torch.split(gradient, self._sizes)
         for tensor, piece in zip(self.columns, pieces, strict=True):
             if tensor.requires_grad:
                 yield tensor, piece.view_as(tensor).to(tensor.dtype)
@@ -300,22 +299,23 @@ class Rows(TaskGradients):
         shared: Callable[[Tensor], Iterator[tuple[Tensor, Tensor]]],
         head_weights: Tensor,
     ) -> Tensor:
-        own = [
-            (leaf, [(w, g) for w, g in zip(head_weights, mine, strict=True) if g is not None])
-            for (leaf, _), mine in zip(self.sought.own, self.own_gradients, strict=True)
-        ]
-        own = [(leaf, terms) for leaf, terms in own if terms]
+        own = self.own_gradients
 
         def produce(scale: Tensor) -> dict[int, Tensor]:
             made = {id(tensor): gradient for tensor, gradient in shared(scale)}
-            for leaf, terms in own:
-                parts = [(w * scale.to(w)).to(g.dtype) * g for w, g in terms]
-                total = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
-                made[id(leaf)] = total.to(leaf.dtype)
+            factors = (head_weights * scale.to(head_weights)).unbind()
+            for factor, mine in zip(factors, own, strict=True):
+                if not mine:
+                    continue
+                sent = torch._foreach_mul([g for _, g in mine], factor.to(mine[0][1].dtype))
+                for (leaf, _), gradient in zip(mine, sent, strict=True):
+                    key = id(leaf)
+                    made[key] = gradient if key not in made else made[key] + gradient
             return made
 
+        reached = {id(leaf): leaf for mine in own for leaf, _ in mine}
         points = [tensor for tensor in self.sought.shared if tensor.requires_grad]
-        return _carry(value, produce, [*points, *(leaf for leaf, _ in own)])
+        return _carry(value, produce, [*points, *reached.values()])
 
 
 class Streamed(TaskGradients):
@@ -385,6 +385,10 @@ def _start(root: Root, slope: Tensor) -> Tensor:
     return slope
 
 
+def _scaled(gradient: Tensor | None, scale: Tensor | None) -> Tensor | None:
+    return gradient if gradient is None or scale is None else scale.to(gradient) * gradient
+
+
 def _products(rows: Tensor) -> Tensor:
     """Returns the inner products of rows, `[n, n]`, float64, on the host."""
     gram = inner_products(rows, rows).cpu().double()
@@ -402,10 +406,14 @@ def _products(rows: Tensor) -> Tensor:
 
 def _without_rounding(gram: Tensor) -> Tensor:
     """Returns the products without those of gradients too short for any weight to make up for."""
-    gram = (gram + gram.T) / 2
-    norms = gram.diagonal().sqrt()
-    moves = norms > 1e-30 * norms.max()
-    return torch.where(moves[:, None] & moves, gram, 0.0) if gram.isfinite().all() else gram
+    products = gram.numpy()  # NumPy takes less time over small matrices
+    products = (products + products.T) / 2
+    with np.errstate(invalid="ignore"):
+        norms = np.sqrt(products.diagonal())
+    if np.isfinite(products).all():
+        moves = norms > 1e-30 * norms.max()
+        products = np.where(moves[:, None] & moves, products, 0.0)
+    return torch.from_numpy(products)
 
 
 def _groups(tensors: Sequence[Tensor], chunk: int) -> Iterator[list[Tensor]]:

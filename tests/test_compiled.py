@@ -101,6 +101,13 @@ def test_bad_values_are_refused_inside_too() -> None:
     assert same_bits(snapshot(loop.strategy), before)
 
 
+def test_a_copy_takes_steps_of_its_own() -> None:
+    loop = Loop(BY_NAME["dwa"], backend="eager", fullgraph=True)
+    original, loop.strategy = loop.strategy, copy.deepcopy(loop.strategy)
+    loop.train()
+    assert (original.step, loop.strategy.step) == (0, 6)
+
+
 def test_in_evaluation_nothing_is_recorded_inside_either() -> None:
     loop = Loop(BY_NAME["dwa"], backend="eager", fullgraph=True)
     loop.train()

@@ -257,7 +257,7 @@ def cost(name: str, facts: Facts) -> str:
     if facts.on_features is not None:
         words += f"; below features given as `shared`, {passes(facts.on_features, 'backward')}"
     if name == "slgrad":
-        words += ", one of which is differentiated again"
+        words += " outside of `directed`, one of which is differentiated again"
     if facts.forwards != (0, 1):
         words += f"; {passes(facts.forwards, 'forward')}"
     return words

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtlweight.solvers.unit_rows import Matrix, Vector, unit_rows
+from mtlweight.solvers.unit_rows import Matrix, Vector, ridged, unit_rows
 
 CLOSE = 1e-6  # 1 + cos of two vectors that count as opposed
 SMALL = 1e-270  # of the weight that it would have if all were orthogonal: a weight that vanishes
@@ -35,7 +35,7 @@ def alpha_fair_weights(gram: Tensor, alpha: float) -> Tensor:
 
     Args:
         gram: The inner products G of the vectors, `[T, T]`, float64, positive semi-definite.
-        alpha: $\alpha$, from 0.1 to 20.
+        alpha: $\alpha$, from 0.1 to 10.
 
     Raises:
         RuntimeError: The solution was not reached.
@@ -51,8 +51,8 @@ def alpha_fair_weights(gram: Tensor, alpha: float) -> Tensor:
         index = moves.nonzero()[0]
         cosines = cosines[index[:, None], index]
     lengths = norms[moves] ** ((1 - alpha) / (1 + alpha))
-    unit = lengths.max()
-    bargain = _Bargain(cosines, lengths / unit, alpha)
+    unit = float(lengths.max())
+    bargain = _Bargain(ridged(cosines), lengths / unit, alpha)
     weights = np.empty_like(norms)
     weights[moves] = unit * bargain.solution() / norms[moves]
     weights[~moves] = weights[moves].mean()
@@ -78,21 +78,20 @@ class _Bargain:
     def gap(self, x: Vector) -> tuple[Vector, Vector, Vector]:
         """Returns what is gained beyond the wish, the size of both, and how the wish falls in x."""
         wish = self.lengths * (x / self.lengths) ** (-1 / self.alpha)
-        gap = self.cosines @ x - wish
-        gap[(x <= self.floor) & (gap > 0)] = 0.0
-        return gap, self.sizes @ x + wish, wish / (self.alpha * x)
+        return self.cosines @ x - wish, self.sizes @ x + wish, wish / (self.alpha * x)
 
     def solution(self) -> Vector:
         """Returns x, within the bound."""
         power = self.alpha / (1 + self.alpha)
-        m, square = self.lengths, self.lengths @ self.lengths
+        m, square = self.lengths, float(self.lengths @ self.lengths)
         bound = square * CLOSE ** (-2 * power)
         longest = max(float(m @ (self.cosines @ m)), CLOSE * square)
         x, solved = self.lowest(m * (square / longest) ** power, 4 * bound), self
         if x @ x > bound:
             x, solved = self.bounded(x, bound)
         gap, size, _ = solved.gap(x)
-        error = (np.abs(gap) / size).max()
+        wanting = (x > self.floor) | (gap < 0)
+        error = (np.abs(gap) * wanting / size).max()
         if not error <= 1e-10:
             raise RuntimeError(
                 f"The {self.alpha}-fair weights of {len(x)} gradients were not found: {error} off."
@@ -104,7 +103,7 @@ class _Bargain:
         shrink = max(100.0**-self.alpha, 1e-15)  # in one step, a wish grows a hundredfold at most
         gap, size, fall = self.gap(x)
         for _ in range(200):
-            step = np.linalg.solve(self.cosines + np.diag(fall + 1e-14), -gap)
+            step = np.linalg.solve(self.cosines + np.diag(fall), -gap)
             change = (np.abs(step / x) * (x > self.floor)).max()
             last = change <= 1e-6 or (np.abs(gap) <= 1e-13 * size).all()
             # The function falls as long as its slope along the step is negative; what it may rise

@@ -16,7 +16,7 @@ from mtlweight.look_ahead import Surroundings, held_out_gradient
 from mtlweight.options import NonNegative, Options, Tasks
 from mtlweight.sample_losses import read_samples
 from mtlweight.shared_leaves import walk
-from mtlweight.slopes import BackwardSlopes, ForwardSlopes, trainable
+from mtlweight.slopes import BackwardSlopes, ForwardSlopes, trainable, unit
 from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import Shared
 
@@ -30,21 +30,25 @@ class SLGrad(Strategy):
     \mathcal{L} = \sum_{ik} w_{ik}\, \ell_{ik}$$
 
     for sample k of task i, and $\bar\ell$ the mean over tasks of the mean over samples. If no
-    sample helps, all weights are zero and the step moves nothing. Give it losses of samples:
+    sample helps, all weights are zero and the step moves nothing. Give it losses of samples, best
+    computed in the block of `directed`, where the forward pass carries all inner products along:
 
-        losses = {
-            task: F.mse_loss(out[task], y, reduction="none").flatten(1).mean(1)  # [B]
-            for task, y in targets.items()
-        }
-        loss = strategy(losses)
+        with strategy.directed(network):
+            outputs = network(x)
+            losses = {
+                task: F.mse_loss(outputs[task], y, reduction="none").flatten(1).mean(1)  # [B]
+                for task, y in targets.items()
+            }
+            loss = strategy(losses)
+        loss.backward()
 
-    Tasks may have different numbers of samples. Given one loss for each task, it weighs the tasks
-    by the same rule. The inner products of all samples are a directional derivative, taken by
-    differentiating the backward pass of $\theta'$ once more: no pass for each sample, whatever
-    their number. That needs layers that can be differentiated twice, which fused attention and
-    compiled models can't. In a network with batch statistics the gradient of a sample includes what
-    it does to the others. The authors' code makes the trial step for real, and then a second one;
-    here the parameters are put back.
+    Called without it, it differentiates the backward pass of $\theta'$ once more, for layers that
+    have no forward mode, and loops that give nothing but losses. That takes longer, and layers that
+    can be differentiated twice, which fused attention and compiled models can't. Both ways are
+    exact, and take no pass for each sample; tasks may have different numbers of samples. Given one
+    loss for each task, it weighs the tasks by the same rule. In a network with batch statistics the
+    gradient of a sample includes what it does to the others. The authors' code makes the trial step
+    for real, and then a second one; here the parameters are put back (ours).
 
     Use it when some tasks or samples are there to help one main task, with noisy or irrelevant ones
     among them, and a clean held-out batch of the main task at hand. Not when all tasks matter: a
@@ -56,7 +60,8 @@ class SLGrad(Strategy):
             uses the network with the parameters it has, and returns a scalar, attached. Put the
             network into `eval()` in it if batch statistics are to stay, repeat the training loop's
             `torch.autocast`, and with several ranks call the module itself, not its wrapper.
-        learning_rate: $\alpha$, that of the optimizer; 0 takes v where the network is.
+        learning_rate: $\alpha$, that of the optimizer; 0 takes v where the network is (ours), which
+            is off by the order of $\alpha$, and is all that `directed` can do at no extra cost.
         **options: See `Options`.
 
     Attributes:
@@ -68,7 +73,7 @@ class SLGrad(Strategy):
         TypeError: The held-out loss is not a tensor.
         ValueError: The held-out loss is not a finite scalar, is detached, or does not depend on the
             parameters behind the losses; or some losses are of samples and others of tasks.
-        RuntimeError: A layer can't be differentiated twice.
+        RuntimeError: A layer can't be differentiated twice, or has no forward mode.
 
     Source: Grégoire, Chaudhary & Verboven, *Sample-level weighting for multi-task learning with
     auxiliary tasks*, Applied Intelligence 2024, arXiv 2306.04519, from the authors' code.
@@ -140,10 +145,11 @@ class SLGrad(Strategy):
         statistics are then updated twice, and dropout draws twice; without either, the weights are
         those of a call without `directed`.
 
-        Tangents do not stop at `torch.no_grad()`: detach what is no part of the gradient, as the
-        targets a network makes for itself. The first block is checked by one more backward pass.
-        Checkpointed layers, and some kernels (recurrent ones, for instance), have no forward mode;
-        graphs of the tangents take memory until the block is left.
+        Tangents pass through `torch.no_grad()`: detach what is no part of the gradient, such as
+        targets that a network makes for itself. One more backward pass checks the first block.
+        Fused attention gives way to the plain one in the block; checkpointed and some other layers
+        (weight norm, LSTM in single precision on CPU) have no forward mode. Tangents have graphs
+        too, which take memory until the block is left.
 
         Args:
             networks: The modules behind the losses and `validation`.
@@ -159,8 +165,8 @@ class SLGrad(Strategy):
             yield
             return
         around = Surroundings(*trainable(networks))
-        v = _unit(self._trial_end(around, trial))
-        self._carried = ForwardSlopes(around, v / torch.linalg.vector_norm(v).clamp_min(1))
+        self._missed = False
+        self._carried = ForwardSlopes(around, unit(self._trial_end(around, trial)))
         try:
             with self._carried.carried(networks):
                 yield
@@ -242,7 +248,7 @@ class SLGrad(Strategy):
             around = Surroundings(leaves, every.detach())
             slopes = BackwardSlopes(every, start, around)
             v = self._held_out(around, sum_over_ranks(slopes.rate), self._by_name(step))
-            scores = slopes.along(_unit(v))
+            scores = slopes.along(unit(v))
         if sum_over_ranks((~scores.isfinite()).sum()):
             raise ValueError(
                 f"The gradient of one of the losses {self._by_name(step)} is not finite: skip this "
@@ -258,9 +264,10 @@ class SLGrad(Strategy):
             rate: The gradient to step along, `[P]`; not read with a learning rate of 0.
             losses: For messages.
         """
-        by = None if rate is None or not self.learning_rate else -self.learning_rate * rate
+        if rate is None or not self.learning_rate:
+            return held_out_gradient(self.validation, around, None, "training")
         trial = f"a trial step with learning rate {self.learning_rate} along the losses {losses}"
-        return held_out_gradient(self.validation, around, by, trial)
+        return held_out_gradient(self.validation, around, -self.learning_rate * rate, trial)
 
     def _trial_end(self, around: Surroundings, trial: Callable[[], Losses] | None) -> Tensor:
         """Returns v before the losses of the step are there, `[P]`."""
@@ -301,8 +308,3 @@ class SLGrad(Strategy):
         mine = places.gradients([world_size() * (before * every).sum()], "losses")
         length: Tensor = torch.linalg.vector_norm(mine)
         return self._stretch(weights, gram, length)
-
-
-def _unit(v: Tensor) -> Tensor:
-    """Returns a vector with its largest number at one, so that products neither vanish nor grow."""
-    return v / torch.where(v.any(), v.abs().max(), 1.0)

@@ -16,7 +16,6 @@ import mtlweight
 from mtlweight import (
     Bounded,
     Every,
-    GradientStrategy,
     LogLosses,
     Preference,
     Smoothed,
@@ -167,9 +166,10 @@ class Case:
         return self.expressible or self.masked
 
     @property
-    def reads_rows(self) -> bool:
-        """Whether it is given the gradients themselves, whose entries have an order."""
-        return any(isinstance(part, GradientStrategy) for part in self.build(TASKS).modules())
+    def ordered(self) -> bool:
+        """Whether entries of gradients must keep their order, since they may be remembered."""
+        parts = self.build(TASKS).modules()
+        return any(part.growing for part in parts if isinstance(part, Strategy))
 
     @cached_property
     def remembers(self) -> bool:

@@ -134,14 +134,13 @@ def test_resume_at_a_step_with_absent_tasks(case: Case) -> None:
 def test_resume_of_a_run_that_began_with_some_tasks(case: Case) -> None:
     """What is shared was found bit by bit, and is found at once, in another order, after the load.
 
-    The order is a matter of rounding where inner products are all that is read; entries of the
-    gradients themselves are not mixed up.
+    The order is a matter of rounding, but for remembered gradients: those are not mixed up.
     """
     whole, first, second = (Run(case, Branching) for _ in range(3))
     whole.train(1, 9)  # step 1 has "b" and "c" alone
     first.train(1, 5)
     second.load(copy.deepcopy(first.save()))
-    if case.reads_rows:
+    if case.ordered:
         with pytest.raises(ValueError, match="give `shared=encoder"):
             second.train(5, 9)
         return
@@ -335,11 +334,11 @@ def test_memory_does_not_grow(case: Case) -> None:
     before, size = tensors(), len(pickle.dumps(run.strategy))
     run.weights.clear()
     kept = len(gc.get_objects())
-    run.train(12, 60)
+    run.train(12, 36)
     run.weights.clear()
     gc.collect()
     assert tensors() <= before + 4
-    assert len(gc.get_objects()) <= kept + 200
+    assert len(gc.get_objects()) <= kept + 100
     assert len(pickle.dumps(run.strategy)) <= size + 64
 
 

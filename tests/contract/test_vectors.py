@@ -19,12 +19,19 @@ from mtlweight import (
     UW,
     Achievement,
     AvgNorm,
+    CAGrad,
+    ConFIG,
+    DualProj,
     Equal,
+    FairGrad,
     Fixed,
     FocalAchievement,
+    GradVac,
     LogLosses,
+    NashMTL,
     PCGrad,
     Strategy,
+    UPGrad,
 )
 from tests.contract.strategies import plane, solve
 
@@ -53,6 +60,33 @@ class _Descending(PCGrad):
         (lambda: MGDA(3), (0.294872, 0.423077, 0.282051), None),
         (lambda: PCGrad(3, shuffle=False), (1.2, 1.183333, 1.122222), None),
         (lambda: _Descending(3, shuffle=False), (1.2, 1.166667, 1.111111), None),
+        (lambda: GradVac(3, shuffle=False), (1.2, 1.183333, 1.122222), None),
+        (lambda: NashMTL(3, max_norm=None), (0.358356, 0.439202, 0.353836), None),
+        (
+            lambda: NashMTL(3),
+            tuple(w / 3**0.5 for w in (0.358356, 0.439202, 0.353836)),
+            None,
+        ),
+        (
+            lambda: FairGrad(3, alpha=0.5, max_norm=None),
+            (0.503089, 0.579738, 0.500124),
+            None,
+        ),
+        (lambda: FairGrad(3, max_norm=None), (0.255914, 0.331935, 0.250455), None),
+        (
+            lambda: FairGrad(3, alpha=5.0, max_norm=None),
+            (0.183193, 0.250383, 0.177382),
+            None,
+        ),
+        (lambda: CAGrad(3, c=0.5, division="none"), (0.433179, 0.621518, 0.414345), None),
+        (
+            lambda: CAGrad(3, c=0.5),
+            tuple(w / 1.25 for w in (0.433179, 0.621518, 0.414345)),
+            None,
+        ),
+        (lambda: CAGrad(3, division="none"), (0.399707, 0.573493, 0.382328), None),
+        (lambda: UPGrad(3), (0.400940, 0.394539, 0.374116), None),
+        (lambda: DualProj(3), (1 / 3, 1 / 3, 1 / 3), None),
         (lambda: AvgNorm(3), (1.449138, 1.870829, 1.527525), None),
         (lambda: AvgNorm(3, scale="mean_norm"), (0.483046, 0.623610, 0.509175), None),
         (lambda: DBMTL(3, beta=0), (1, 1.290994, 1.054093), None),
@@ -83,6 +117,21 @@ def test_what_characterises_them() -> None:
     close(w * J3.norm(dim=1), [J3.sum(0).norm().item()] * 3)
     _, w = solve(DBMTL(3, beta=0), J3)
     close(w * J3.norm(dim=1), [10**0.5] * 3)
+    d, _ = solve(ConFIG(3), J3)
+    close(J3 @ d / (J3.norm(dim=1) * d.norm()), [0.529437] * 3)
+    close(d.norm(), 4.559392)
+    d, w = solve(NashMTL(3, max_norm=None), J3)
+    close(w * (J3 @ d), [1.0] * 3)
+    close(d @ d, 3.0)
+    for alpha in (0.5, 2.0, 5.0):
+        d, w = solve(FairGrad(3, alpha=alpha, max_norm=None), J3)
+        close((J3 @ d) * w ** (1 / alpha), [1.0] * 3)
+    for c in (0.4, 0.5):
+        d, _ = solve(CAGrad(3, c=c, division="none"), J3)
+        close((d - J3.mean(0)).norm(), c * J3.mean(0).norm().item())
+    for build in (UPGrad, DualProj):
+        d, _ = solve(build(3), J3)
+        assert (J3 @ d >= 0).all()
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -90,8 +139,11 @@ def test_two_tasks(shuffle: bool) -> None:
     d, w = solve(MGDA(2), J2)
     close(w, (0.6, 0.4))
     close(d, (0.2, 0.4))
-    d, _ = solve(PCGrad(2, shuffle=shuffle), J2)
-    close(d, (0.5, 1.5))
+    for strategy in (PCGrad(2, shuffle=shuffle), UPGrad(2, preference=[1, 1])):
+        d, _ = solve(strategy, J2)
+        close(d, (0.5, 1.5))
+    _, w = solve(NashMTL(2, max_norm=None), J2)
+    close(w, (1.847759, 1.306563))
 
 
 def test_dwa() -> None:

@@ -104,10 +104,12 @@ class Bilevel(_ReadsGradients):
         def spend(value: Tensor, weights: Tensor) -> Tensor:
             heads = self._head_weights(weights, step.seen)
             if self.heads == "paper" and vectors is not gradients:
-                own = [around.split(vector)[len(found.sought.shared) :] for vector in vectors]
+                new = [
+                    dict(zip(map(id, around.leaves), around.split(v), strict=True)) for v in vectors
+                ]
                 found.own_gradients = [
-                    [None if old is None else own[task][i] for task, old in enumerate(olds)]
-                    for i, olds in enumerate(found.own_gradients)
+                    [(leaf, new[task][id(leaf)]) for leaf, _ in mine]
+                    for task, mine in enumerate(found.own_gradients)
                 ]
             return found.carry(value, weights.to(vectors) @ vectors[:, :size], heads)
 
@@ -171,10 +173,11 @@ def _leaves(shared: Shared | None) -> Shared | None:
 
 def _all_gradients(found: Rows, around: Surroundings) -> Tensor:
     """Returns the task gradients in all parameters, averaged over ranks, `[n, P]`."""
-    if not found.own_gradients:
+    if not found.sought.own:
         return found.rows
     heads = Surroundings(around.leaves[len(found.sought.shared) :], around.like)
-    own = torch.stack([heads.joined(pieces) for pieces in zip(*found.own_gradients, strict=True)])
+    mine = [{id(leaf): gradient for leaf, gradient in task} for task in found.own_gradients]
+    own = torch.stack([heads.joined([task.get(id(t)) for t in heads.leaves]) for task in mine])
     return torch.cat([found.rows, sum_over_ranks(own) / world_size()], dim=1)
 
 
