@@ -23,9 +23,9 @@ class Size:
     batch: int = 256
     images: int = 32
     pixels: int = 64
-    channels: int = 32
-    crops: int = 8
-    crop: int = 48
+    channels: int = 24
+    crops: int = 4
+    crop: int = 32
 
 
 FULL = Size()
@@ -158,7 +158,7 @@ def resnet18(tasks: int, size: Size = FULL) -> Problem:
 def conv(tasks: int, size: Size = FULL) -> Problem:
     """A network from images to images; each task has its own samples."""
     c = size.channels
-    body = [m for _ in range(6) for m in (nn.Conv2d(c, c, 3, padding=1), nn.ReLU())]
+    body = [m for _ in range(4) for m in (nn.Conv2d(c, c, 3, padding=1), nn.ReLU())]
     network = nn.Sequential(
         nn.Conv2d(3, c, 3, padding=1), nn.ReLU(), *body, nn.Conv2d(c, 3, 3, padding=1)
     )

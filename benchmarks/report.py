@@ -14,82 +14,22 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-Row = dict[str, Any]
-Unit = tuple[str, int, str]
+from benchmarks.plot import plot
+from benchmarks.rows import (
+    GROUPS,
+    KINDS,
+    LIBRARIES,
+    TITLES,
+    Row,
+    Unit,
+    by_unit,
+    fastest,
+    limit,
+    read,
+)
 
-LIBRARIES = ("mtlweight", "torchjd", "LibMTL")
-COLOURS = {"mtlweight": "tab:blue", "torchjd": "tab:orange", "LibMTL": "tab:green"}
-KINDS = {
-    "gram": "the Gram matrix",
-    "gradient": "the gradients",
-    "more batches": "further batches too",
-}
-TITLES = {
-    "mlp": "Perceptron, 1M parameters, batch of 256",
-    "resnet18": "ResNet-18, batch of 32 images of 64 x 64",
-    "conv": "Convolutions, each task with 8 images of 48 x 48 of its own",
-}
-GROUPS = {
-    "losses": "strategies that read losses or metrics",
-    "features": "gradients of the shared features",
-    "parameters": "gradients of the shared parameters",
-}
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-
-
-def read(paths: Iterable[Path]) -> tuple[list[Row], list[Row], Row]:
-    """Returns a row for each contender measured, those that can't run, and what ran them."""
-    rows: dict[tuple[Any, ...], Row] = {}
-    refused: dict[tuple[Any, ...], Row] = {}
-    machine: Row = {}
-    for path in paths:
-        data = json.loads(path.read_text())
-        machine = data["machine_info"]
-        for benchmark in data["benchmarks"]:
-            info = benchmark["extra_info"]
-            row = {k: v for k, v in info.items() if not k.startswith("seconds_of_")}
-            row |= {"median": benchmark["stats"]["median"], "rounds": benchmark["stats"]["rounds"]}
-            rows[_identity(row)] = row
-            refused.pop(_identity(row), None)
-        for row in data["cannot_run"]:
-            refused[_identity(row)] = row
-            rows.pop(_identity(row), None)
-    return list(rows.values()), list(refused.values()), machine
-
-
-def _identity(row: Row) -> tuple[Any, ...]:
-    names = ("problem", "tasks", "group", "library", "strategy", "route")
-    return tuple(row[name] for name in names)
-
-
-def by_unit(rows: Iterable[Row]) -> dict[Unit, list[Row]]:
-    units: dict[Unit, list[Row]] = defaultdict(list)
-    for row in rows:
-        units[row["problem"], row["tasks"], row["group"]].append(row)
-    order = [*TITLES], [*GROUPS]
-    return dict(
-        sorted(
-            units.items(), key=lambda u: (order[0].index(u[0][0]), order[1].index(u[0][2]), u[0][1])
-        )
-    )
-
-
-def limit(rows: Sequence[Row], name: str) -> Row | None:
-    return next((r for r in rows if r["library"] == "limit" and r["strategy"] == name), None)
-
-
-def fastest(rows: Iterable[Row]) -> list[Row]:
-    """Returns one row for each strategy of each library: that of its fastest way."""
-    best: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        key = row["library"], row["key"]
-        if not row["route"].startswith("chunk") and (
-            key not in best or row["ratio_to_plain"][1] < best[key]["ratio_to_plain"][1]
-        ):
-            best[key] = row
-    return list(best.values())
 
 
 def baseline_of(unit: Unit) -> str:
@@ -124,14 +64,14 @@ def overview(units: dict[Unit, list[Row]]) -> list[str]:
                     f"| {naive} | {megabytes(row)} |"
                 )
         groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-        for row in fastest(rows):
-            if row["library"] != "limit":
-                kind = KINDS.get(row["kind"], "") if row["library"] == "mtlweight" else ""
+        for row in rows:
+            if row["library"] != "limit" and not row["route"].startswith("chunk"):
+                kind = KINDS.get(row["kind"], "") if row["library"] == "mtlweight" else row["route"]
                 groups[row["library"], kind].append(row)
         for (library, kind), found in sorted(
             groups.items(), key=lambda g: LIBRARIES.index(g[0][0])
         ):
-            what = group if group != "parameters" or not kind else f"{group}: {kind}"
+            what = f"{group}: {kind}" if group == "parameters" and kind else group
             cells = [_range(found, "ratio_to_plain"), _range(found, "ratio_to_naive")]
             peaks = [row["peak_bytes"] / 1e6 for row in found]
             lines.append(
@@ -229,83 +169,6 @@ def figures(rows: list[Row], refused: list[Row], machine: Row) -> str:
     for unit, found in units.items():
         lines += table(unit, found)
     return "\n".join([*lines, "## Who could not run", "", *refusals(refused), ""])
-
-
-def plot(rows: list[Row], path: Path) -> None:
-    """Draws step time and peak memory against T, per library, with the limits."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import ScalarFormatter
-
-    units = by_unit(rows)
-    counts: dict[str, list[int]] = defaultdict(list)
-    for problem, tasks, group in units:
-        if group == "parameters":
-            counts[problem].append(tasks)
-    drawn = [problem for problem, found in counts.items() if len(found) > 1]
-    if not drawn:
-        return
-    figure, grid = plt.subplots(
-        len(drawn), 2, figsize=(10, 4 * len(drawn)), squeeze=False, layout="constrained"
-    )
-    for axes, problem in zip(grid, drawn, strict=True):
-        ticks = sorted(counts[problem])
-        for axis, label in zip(axes, ("step time, x plain", "peak memory, MB"), strict=True):
-            for name, line, colour, values in _lines(units, problem, label.startswith("step")):
-                xs = sorted(values)
-                axis.plot(xs, [median(values[t]) for t in xs], line, color=colour, label=name)
-                if max(map(len, values.values())) > 1:
-                    low, high = ([f(values[t]) for t in xs] for f in (min, max))
-                    axis.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
-            axis.set(xscale="log", yscale="log", xlabel="tasks T", ylabel=label, xticks=ticks)
-            axis.xaxis.set_major_formatter(ScalarFormatter())
-            axis.yaxis.set_major_formatter(ScalarFormatter())
-            axis.minorticks_off()
-            axis.set_title(TITLES[problem], fontsize=10)
-            axis.grid(alpha=0.3)
-        axes[0].legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _lines(
-    units: dict[Unit, list[Row]], problem: str, times: bool
-) -> Iterable[tuple[str, str, str, dict[int, list[float]]]]:
-    """Yields label, line, colour and values by T of what is drawn for a problem."""
-
-    def values(group: str, library: str, kind: str | None = None) -> dict[int, list[float]]:
-        found: dict[int, list[float]] = {}
-        for (name, tasks, of), rows in units.items():
-            if (name, of) != (problem, group):
-                continue
-            kept = [
-                row["ratio_to_plain"][1] if times else row["peak_bytes"] / 1e6
-                for row in fastest(rows)
-                if row["library"] == library and (kind is None or row["kind"] == kind)
-                if library != "limit" or row["strategy"] == kind_of_limit
-            ]
-            if kept:
-                found[tasks] = kept
-        return found
-
-    for kind_of_limit, line in (("plain", "k:"), ("naive", "k--")):
-        found = values("parameters", "limit")
-        if found:
-            yield f"limit: {kind_of_limit}", line, "black", found
-    kind_of_limit = ""
-    for library in LIBRARIES:
-        kinds = ("gram", "gradient") if library == "mtlweight" else (None,)
-        for kind in kinds:
-            found = values("parameters", library, kind)
-            if found:
-                name = library if kind is None else f"{library}, reads {KINDS[kind]}"
-                yield name, "-o" if kind != "gradient" else "-s", COLOURS[library], found
-    found = values("features", "mtlweight")
-    if found:
-        yield "mtlweight, on features", "-^", "tab:purple", found
 
 
 def write(path: Path, text: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mtlweight.inputs import Losses, by_task
+from mtlweight.distributed import average_over_ranks
+from mtlweight.inputs import Losses, by_task, read_counts, read_losses
 
 
 def read_samples(
@@ -35,6 +36,28 @@ def read_samples(
     if len(groups) < len(samples):
         return losses, counts, None
     return losses, {task: len(x) for task, x in groups.items()}, list(groups.values())
+
+
+def mean_loss(tasks: tuple[str, ...], losses: Losses) -> tuple[Tensor, dict[str, float]]:
+    """Returns this rank's part of the mean over tasks, and the loss of each over all ranks.
+
+    The gradients of the parts average to that of the mean.
+
+    Args:
+        tasks: The names of all tasks.
+        losses: Of samples, or of tasks, behind which each rank then has as many.
+
+    Raises:
+        ValueError: As a strategy refuses losses.
+        TypeError: As a strategy refuses losses.
+    """
+    losses, counts, _ = read_samples(tasks, losses, None)
+    step = read_losses(tasks, losses, training=True)
+    numbers = None if counts is None else read_counts(tasks, step, counts)
+    step = average_over_ranks(len(tasks), step, numbers)
+    parts = step.values if step.factors is None else step.factors * step.values
+    named = {tasks[i]: x for i, x in zip(step.index, step.seen.tolist(), strict=True)}
+    return parts.sum() / len(step.index), named
 
 
 def _samples(tasks: tuple[str, ...], losses: Losses) -> dict[str, Any] | None:

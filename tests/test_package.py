@@ -58,10 +58,23 @@ def test_packages_are_typed(package: str) -> None:
 
 
 def test_readme_lists_every_strategy() -> None:
-    listed = re.findall(
-        r"^\| `(\w+)` \| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE
+    (table,) = re.findall(
+        r"^\| they read \|.*\n\| --- \| --- \|\n((?:\|.*\n)+)",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE,
     )
-    assert dict(listed) == {name: cls.__name__ for name, cls in STRATEGIES.items()}
+    listed = re.findall(r"`(\w+)`", table)
+    assert len(listed) == len(set(listed))
+    assert set(listed) == set(STRATEGIES)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_says_what_it_does_and_when_to_use_it(name: str) -> None:
+    text = " ".join((STRATEGIES[name].__doc__ or "").split())
+    assert re.search(r"\$\$.+?\$\$", text), "no formula"
+    order = [text.find(words) for words in ("Use it when ", " Not when ", "Source: ")]
+    assert min(order) > 0, "it lacks `Use it when`, `Not when` or `Source:`"
+    assert order == sorted(order)
 
 
 def test_every_strategy_can_be_imported_from_the_package() -> None:

@@ -14,7 +14,16 @@ from torch.utils.checkpoint import checkpoint
 from mtlweight import DBMTL, MGDA, GramStrategy, PCGrad, rows_by_task
 from mtlweight.layers import find_layers, inner_products
 from mtlweight.shared_leaves import walk
-from tests.contract.strategies import gradient_now, gradient_rows
+from tests.contract.strategies import (
+    OF_GRADIENTS,
+    TASKS,
+    Case,
+    Network,
+    batch,
+    gradient_now,
+    gradient_rows,
+    losses_of,
+)
 
 T = 4
 
@@ -324,3 +333,20 @@ def test_every_pair_of_rows_meets_once() -> None:
     for layer in layers:
         gram += layer.gram()
     torch.testing.assert_close(gram, rows @ rows.T)
+
+
+GRAM = [case for case in OF_GRADIENTS if isinstance(case.build(TASKS), GramStrategy)]
+
+
+@pytest.mark.parametrize("case", GRAM, ids=str)
+def test_chunks_change_memory_alone(case: Case) -> None:
+    """Every strategy on the Gram matrix, heads included."""
+    found = []
+    for options in ({}, {"chunk": 20}):
+        network, strategy = Network().double(), case.build(TASKS, **options)
+        for step in range(3):
+            network.zero_grad()
+            strategy(losses_of(network, batch(step, dtype=torch.float64))[1]).backward()
+        found.append(gradient_now(network.parameters()))
+    assert len(GRAM) > 15
+    torch.testing.assert_close(found[0], found[1])

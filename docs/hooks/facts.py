@@ -258,6 +258,8 @@ def cost(name: str, facts: Facts) -> str:
         words += f"; below features given as `shared`, {passes(facts.on_features, 'backward')}"
     if name == "slgrad":
         words += " outside of `directed`, one of which is differentiated again"
+    if name == "igb_v2":
+        words += "; now and then, the steps of the agent's networks"
     if facts.forwards != (0, 1):
         words += f"; {passes(facts.forwards, 'forward')}"
     return words
@@ -276,6 +278,8 @@ def memory(name: str, facts: Facts) -> str:
         text = "T gradients, a copy of the parameters, and the graph of the held-out losses"
     elif name == "slgrad":
         text = "a copy of the parameters, and a second graph"
+    elif name == "igb_v2":
+        text = "the networks of the agent, and its transitions"
     elif issubclass(strategy, GramStrategy):
         text = (
             "T gradients during the step, but for layers whose inner products come cheaper; "

@@ -91,7 +91,8 @@ def write_page(name: str, strategy: type[Strategy], facts: Any) -> None:
         if experimental(strategy):
             page.write(
                 '!!! warning "Experimental"\n    Its options and its state may change from one '
-                "version to the next. It costs more than it is known to give: see below.\n\n"
+                "version to the next. It is tested on small problems with known answers, and has "
+                "not been tried in a training of the size that its paper reports.\n\n"
             )
         page.write(f"::: {strategy.__module__}.{strategy.__name__}\n")
         page.write("    options:\n      members: false\n      show_root_heading: false\n\n")

@@ -17,6 +17,7 @@ def simplex_projection(point: Tensor) -> Tensor:
     Source: Held, Wolfe & Crowder, *Validation of subgradient optimization*, Mathematical
     Programming 1974.
     """
+    point = point - point.max()  # the same projection, without losing the one in large numbers
     falling = point.sort(descending=True).values
     counts = torch.arange(1, len(point) + 1, dtype=point.dtype, device=point.device)
     thresholds = (falling.cumsum(0) - 1) / counts

@@ -27,7 +27,7 @@ def ridged(cosines: Matrix) -> Matrix:
     """Returns the cosines with a ridge of 1e-14 T on the diagonal, `[T, T]`.
 
     It makes them positive definite where vectors depend on each other: solutions become unique,
-    equal vectors get equal weights, and every principal block can be solved with.
+    equal vectors get nearly equal weights, and every principal block can be solved with.
     """
     ridged = cosines.copy()
     ridged.flat[:: len(ridged) + 1] += 1e-14 * len(ridged)

@@ -25,9 +25,9 @@ class AlignedMTL(GramStrategy):
     over the eigenvalues that are not zero, with $\sigma$ the least of them. The rows of
     $\sqrt\sigma\, G^{-1/2} J$ are orthogonal and of length $\sqrt\sigma$; the step is their sum
     weighted by the preference p. Ours is what counts as zero: eigenvalues of the cosines below
-    $10^{-6}$ of the largest, and what is then left of those of G below the precision of float64. So
-    a short gradient counts, and what single precision leaves between gradients that ought to be
-    equal does not: kept, it would be $\sigma$, and stop the training.
+    $10^{-6}$ of the largest ($10^{-14}$ in double precision), and what is then left of those of G
+    below the precision of float64. So a short gradient counts, and what rounding leaves between
+    gradients that ought to be equal does not: kept, it would be $\sigma$, and stop the training.
     A task without gradient has no say, and gets the mean weight of the others (ours).
 
     Use it when training is unstable because gradients dominate or conflict: the system of gradients

@@ -26,9 +26,10 @@ class IMTLG(GramStrategy):
     with $u_i = g_i / \lVert g_i \rVert$ and $C_{ij} = u_i \cdot u_j$. Where the paper's solution
     exists, v is $G^{-1} n$, with n the lengths. Where gradients are linearly dependent, projections
     are equal by least squares, and eigenvalues of C below $10^{-6}$ of the largest count as zero
-    (ours), as in `ConFIG`. Some $v_i$ may be negative; where their sum is small or below zero, the
-    paper's step is very long or climbs every loss. Ours keeps to the side that lowers them, and is
-    never longer than the longest gradient, for which the weights then sum to less than one:
+    ($10^{-14}$ in double precision; ours), as in `ConFIG`. Some $v_i$ may be negative; where their
+    sum is small or below zero, the paper's step is very long or climbs every loss. Ours keeps to
+    the side that lowers them, and is never longer than the longest gradient, for which the weights
+    then sum to less than one:
 
     $$\alpha = v / \max \Big( \sum_i v_i,\ \lVert \sum_i v_i g_i \rVert \,/\,
     \max_i \lVert g_i \rVert \Big)$$

@@ -10,11 +10,11 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from mtlweight.distributed import average_over_ranks, sum_over_ranks, world_size
-from mtlweight.inputs import Losses, Step, read_counts, read_losses
+from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.inputs import Losses, Step
 from mtlweight.look_ahead import Surroundings, held_out_gradient
 from mtlweight.options import NonNegative, Options, Tasks
-from mtlweight.sample_losses import read_samples
+from mtlweight.sample_losses import mean_loss, read_samples
 from mtlweight.shared_leaves import walk
 from mtlweight.slopes import BackwardSlopes, ForwardSlopes, trainable, unit
 from mtlweight.strategy import Strategy, Weighed
@@ -157,9 +157,9 @@ class SLGrad(Strategy):
 
         Raises:
             TypeError: One of `networks` is not a module.
-            ValueError: They have nothing to train, or there is a learning rate and no `trial`, or
-                `rescale="equal-norm"`, which takes gradients; or as for `validation`, or losses.
-            RuntimeError: A layer has no forward mode, or its is wrong.
+            ValueError: They train nothing, there is a learning rate and no `trial`, or a
+                `rescale="equal-norm"`, which takes gradients; also as for `validation`, or losses.
+            RuntimeError: A layer has no forward mode, or a wrong one.
         """
         if not self.training:
             yield
@@ -235,14 +235,14 @@ class SLGrad(Strategy):
             start: What stands before them in the loss of the trial step, `[N]`.
             step: For messages.
         """
-        if self._carried is None and self._missed:
+        if self._carried is not None:
+            scores = self._carried.read(every, start)
+        elif self._missed:
             self._missed = False
             raise ValueError(
                 "The block of `directed` was left before SLGrad was called, and with it went what "
                 "the losses carried: call strategy(losses) inside the block."
             )
-        if self._carried is not None:
-            scores = self._carried.read(every, start)
         else:
             leaves = [leaf for leaf, _ in walk([every]).leaves]
             around = Surroundings(leaves, every.detach())
@@ -259,10 +259,7 @@ class SLGrad(Strategy):
     def _held_out(self, around: Surroundings, rate: Tensor | None, losses: object) -> Tensor:
         """Returns v, the gradient of the held-out loss at the end of the trial step, `[P]`.
 
-        Args:
-            around: The parameters.
-            rate: The gradient to step along, `[P]`; not read with a learning rate of 0.
-            losses: For messages.
+        `rate` is the gradient to step along, `[P]`, and `losses` are for messages.
         """
         if rate is None or not self.learning_rate:
             return held_out_gradient(self.validation, around, None, "training")
@@ -280,18 +277,14 @@ class SLGrad(Strategy):
             return self._held_out(around, None, None)
         if trial is None:
             raise ValueError(
-                f"SLGrad has `learning_rate` {self.learning_rate}, and takes a trial step along "
-                "losses that `directed` does not have yet: give it `trial=`, which computes them, "
-                "or build SLGrad with `learning_rate=0`, which takes v where the network is."
+                f"SLGrad with `learning_rate` {self.learning_rate} takes a trial step along losses "
+                "that are not there yet: give `directed` a `trial=` that computes them, or build "
+                "SLGrad with `learning_rate=0`, which takes v where the network is."
             )
         with torch.enable_grad():
-            losses, counts, _ = read_samples(self.tasks, trial(), None)
-            step = read_losses(self.tasks, losses, training=True)
-            numbers = None if counts is None else read_counts(self.tasks, step, counts)
-            step = average_over_ranks(self.num_tasks, step, numbers)
-            parts = step.values if step.factors is None else step.factors * step.values
-            rate = around.gradients([parts.sum() / len(step.index)], "trial")[0]
-        return self._held_out(around, rate, self._by_name(step))
+            value, losses = mean_loss(self.tasks, trial())
+            rate = around.gradients([value], "trial")[0]
+        return self._held_out(around, rate, losses)
 
     def _by_name(self, step: Step) -> dict[str, float]:
         return {self.tasks[i]: x for i, x in zip(step.index, step.seen.tolist(), strict=True)}

@@ -45,7 +45,8 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(2).transpose(1, 2)
-        return self.layer(rows)[0].transpose(1, 2).reshape(x.shape)
+        out: Tensor = self.layer(rows)[0]
+        return out.transpose(1, 2).reshape(x.shape)
 
 
 class World:
@@ -103,7 +104,8 @@ def test_tangents_are_dot_products() -> None:
     with world.strategy().directed(world.network):
         losses = world.losses()
         for task, scores in wanted.items():
-            tangent = forward_ad.unpack_dual(losses[task]).tangent * v.norm()
+            dual = forward_ad.unpack_dual(losses[task])  # type: ignore[no-untyped-call]
+            tangent = dual.tangent * v.norm()
             torch.testing.assert_close(tangent, scores, rtol=1e-9, atol=1e-12)
 
 
@@ -174,10 +176,14 @@ def test_no_backward_pass_but_that_of_the_held_out_loss() -> None:
     world = World()
     strategy = world.strategy()
     walked: list[str] = []
+
+    def note(gradient: Tensor) -> None:
+        walked.append("main")
+
     for step in range(2):
         with strategy.directed(world.network):
             losses = world.losses()
-            losses["main"].register_hook(lambda g: walked.append("main"))
+            losses["main"].register_hook(note)  # type: ignore[no-untyped-call]
             total = strategy(losses)
         assert len(walked) == (1 if step == 0 else 2)  # the check of the first block
         total.backward()
@@ -240,7 +246,8 @@ def test_training_goes_on_from_a_saved_state_to_the_bit() -> None:
     file.seek(0)
     other = start()
     states = torch.load(file, weights_only=True)
-    for x, state in zip((other[0].network, *other[1:]), states, strict=True):
+    parts: list[Any] = [other[0].network, *other[1:]]
+    for x, state in zip(parts, states, strict=True):
         x.load_state_dict(state)
     trained(*other, 3)
     for a, b in zip(
@@ -316,7 +323,7 @@ class Checkpointed(nn.Conv2d):
     """Computed again in the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(super().forward, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpoint(super().forward, x, use_reentrant=False)
 
 
 class WithoutGradient(nn.Conv2d):
@@ -330,7 +337,8 @@ class WithoutGradient(nn.Conv2d):
 
 class Own(nn.Identity):
     def forward(self, x: Tensor) -> Tensor:
-        return Opaque.apply(x)  # type: ignore[no-any-return]
+        out: Tensor = Opaque.apply(x)
+        return out
 
 
 @pytest.mark.parametrize(
