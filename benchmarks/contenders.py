@@ -17,7 +17,6 @@ from mtlweight.options import options_of
 Step = Callable[[], None]
 Group = Literal["losses", "features", "parameters"]
 
-EPOCHS = 2
 # What leads to the part of a strategy's life that training spends its time in.
 SETTINGS: dict[str, dict[str, Any]] = {
     "stch": {"warmup": 0},
@@ -91,7 +90,7 @@ def limits(group: Group) -> list[Contender]:
 # --- ours ----------------------------------------------------------------------------------------
 
 
-def ours(group: Group, tasks: int) -> Iterator[Contender]:
+def ours(group: Group) -> Iterator[Contender]:
     """Yields every registered strategy that belongs to a group."""
     for name, cls in mtlweight.available().items():
         kind = kind_of(cls)
@@ -135,7 +134,7 @@ def _ours(
                 how["independent"] = [problem.forward(batch)[1] for batch in (1, 2)]
             strategy(losses, **how).backward()
 
-        for _ in range(EPOCHS):
+        for _ in range(2 if isinstance(strategy, LossStrategy) else 1):  # ratios of epochs
             step()
             strategy.end_epoch(dict.fromkeys(problem.tasks, 0.5))
         step()

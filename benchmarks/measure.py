@@ -39,7 +39,9 @@ class Result:
     def ratio(self, baseline: str) -> tuple[float, float, float]:
         """Returns the quartiles of its time over that of a limit in the same round."""
         ratios = [a / b for a, b in zip(self.seconds, self.baselines[baseline], strict=True)]
-        low, median, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, median, high = (
+            quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        )
         return low, median, high
 
 
@@ -71,8 +73,7 @@ def measure(
         for contender in wave:
             name = str(contender)
             try:
-                results[name].peak_bytes = peak_bytes(problem, contender.build)
-                ready[name] = contender.build(problem)
+                results[name].peak_bytes, ready[name] = peak_bytes(problem, contender.build)
             except Exception as error:
                 results[name] = Result(reason=_reason(error))
         baselines = {limit.name: limit.build(problem) for limit in limits}
@@ -131,8 +132,8 @@ def _take_turns(
         gc.unfreeze()
 
 
-def peak_bytes(problem: Problem, build: Callable[[Problem], Step]) -> int:
-    """Returns the most bytes of tensors that a contender holds during a step.
+def peak_bytes(problem: Problem, build: Callable[[Problem], Step]) -> tuple[int, Step]:
+    """Returns the most bytes of tensors that a contender holds during a step, and its step.
 
     Counted are those that torch allocates from the contender's construction on: state and
     workspaces that it keeps are in, the network and its data are not.
@@ -151,7 +152,7 @@ def peak_bytes(problem: Problem, build: Callable[[Problem], Step]) -> int:
         if when >= start:
             peak = max(peak, held)
     problem.clear()
-    return peak
+    return peak, step
 
 
 def _reason(error: Exception) -> str:

@@ -18,17 +18,25 @@ from torch import Tensor
 from benchmarks.contenders import Contender, Group, Step
 from benchmarks.problems import Problem, SubBatches
 
-WARM_UP = 2
+# Those that every way of torchjd is tried with where a step takes long.
+FEW = ("MGDA", "PCGrad", "UPGrad")
 
 
-def peers(group: Group, tasks: int) -> Iterator[Contender]:
-    yield from torchjd(group)
+def peers(group: Group, slow: bool = False) -> Iterator[Contender]:
+    """Yields the contenders of other libraries that belong to a group.
+
+    Args:
+        group: Which.
+        slow: Whether a step takes long.
+    """
+    for contender in torchjd(group):
+        if not slow or contender.route in ("", ROUTES[0]) or contender.name in FEW:
+            yield contender
     yield from libmtl(group)
 
 
 def _warmed_up(step: Step) -> Step:
-    for _ in range(WARM_UP):
-        step()
+    step()
     return step
 
 

@@ -5,7 +5,6 @@ Gradients at another point, and slopes along one direction, are in `look_ahead` 
 
 from __future__ import annotations
 
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,29 +24,35 @@ Shared = Tensor | Iterable[Tensor]
 
 
 class Workspace:
-    """The memory for T gradients, used again in each step once the last borrower is gone."""
+    """The memory for T gradients, used again as soon as nothing refers to it any more.
+
+    Two pieces at most are kept: a memory of gradients is one of them while the next is written.
+    """
 
     def __init__(self) -> None:
-        self._memory: Tensor | None = None
-        self._borrower: weakref.ref[object] | None = None
+        self._pieces: list[Tensor] = []
 
-    def borrow(self, borrower: object, n: int, size: int, like: Tensor) -> Tensor:
+    def borrow(self, n: int, size: int, like: Tensor) -> Tensor:
         """Returns memory `[n, size]` with the precision and device of a tensor, not set to zero."""
-        busy = self._borrower is not None and self._borrower() is not None
-        old = None if busy else self._memory
-        if (
-            old is None
-            or old.dtype != like.dtype
-            or old.device != like.device
-            or not n * size <= len(old) <= 4 * n * size
-        ):
-            old = like.new_empty(n * size)
-        if not busy:
-            self._memory, self._borrower = old, weakref.ref(borrower)
-        return old[: n * size].view(n, size)
+        for piece in self._pieces:
+            if piece.shape == (n * size,) and _matches(piece, like) and _is_free(piece):
+                return piece.view(n, size)
+        piece = like.new_empty(n * size)
+        self._pieces = [piece, *(p for p in self._pieces if _matches(p, like))][:2]
+        return piece.view(n, size)
 
     def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
         return Workspace, ()
+
+
+def _matches(piece: Tensor, like: Tensor) -> bool:
+    return piece.dtype == like.dtype and piece.device == like.device
+
+
+def _is_free(piece: Tensor) -> bool:
+    """Tells whether no other tensor, in Python or in a graph, has the same memory."""
+    storage = piece.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata) <= 2  # the piece and this handle
 
 
 @dataclass
@@ -191,7 +196,7 @@ class Rows(TaskGradients):
     def __init__(
         self,
         sought: Sought,
-        workspace: Workspace | None,
+        workspace: Workspace,
         layers: Sequence[Layer] = (),
         read: Collection[int] | None = None,
         *,
@@ -212,9 +217,7 @@ class Rows(TaskGradients):
         self.columns = [tensor for tensor in sought.shared if id(tensor) not in inside]
         self._sizes = [tensor.numel() for tensor in self.columns]
         size = sum(self._sizes)
-        self.rows = (
-            like.new_empty(n, size) if workspace is None else workspace.borrow(self, n, size, like)
-        )
+        self.rows = workspace.borrow(n, size, like)
         self.own_gradients: list[list[tuple[Tensor, Tensor]]] = []  # by task: leaf and gradient
         written = {id(leaf) for layer in self._written for leaf in layer.leaves}
         copied = [tensor for tensor in self.columns if id(tensor) not in written]
@@ -533,7 +536,7 @@ def task_gradients(
             found = find_layers(graph, asked)
         gradients = Rows(
             sought,
-            None if remembered else workspace,
+            workspace,
             found,
             read,
             # The products of averages over ranks are no sums over samples.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import mtlweight
+from mtlweight.options import options_of
 from mtlweight.strategies import STRATEGIES
 from tests.contract.strategies import REGISTERED
 
@@ -263,14 +264,12 @@ def test_facts(name: str) -> None:
         assert found.forwards == 1
     if case.one:
         assert all(abs(total - 1) < 1e-4 for total in found.sums)
-    words = {"weight": "weighted", "one": "plain", "log": r"\log"}[case.heads]
-    if name != "imtl":
-        assert words in FACTS["heads"](name)
+    heads = {"weight": "weighted", "one": "plain", "log": r"\log", "scale": "scaled"}
+    assert heads[case.heads] in FACTS["heads"](name)
     assert found.strategy.nonnegative_losses == case.nonnegative
     assert FACTS["reads_gradients"](strategy) == case.gradients
-    assert {option for option, _, _ in FACTS["options"](name)} | set(FACTS["COMMON"]) >= set(
-        mtlweight.options.options_of(strategy).model_fields
-    )
+    told = {option for option, _, _ in FACTS["options"](name)} | set(FACTS["COMMON"])
+    assert told >= set(options_of(strategy).model_fields)
 
 
 def test_costs_in_words() -> None:

@@ -206,13 +206,13 @@ def test_no_gradient_of_a_weight_is_held_where_its_layer_pays() -> None:
     losses = [head(trunk(x)).square().mean() for head in heads]
     # The forward passes are apart, so no layer has one place in the graph: here all rows are held.
     strategy(losses)
-    assert strategy.workspace._memory is not None
-    assert len(strategy.workspace._memory) == 3 * sum(p.numel() for p in trunk.parameters())
+    (memory,) = strategy.workspace._pieces
+    assert len(memory) == 3 * sum(p.numel() for p in trunk.parameters())
     z = trunk(x)
     strategy = MGDA(3)
     strategy([head(z).square().mean() for head in heads])
-    assert strategy.workspace._memory is not None
-    assert len(strategy.workspace._memory) == 0
+    (memory,) = strategy.workspace._pieces
+    assert len(memory) == 0
 
 
 @pytest.mark.parametrize("build", TRUNKS, ids=lambda f: f.__name__)
@@ -258,15 +258,37 @@ def test_two_scalars_at_once_do_not_share_their_memory() -> None:
     torch.testing.assert_close(gradient_now(problem.shared), 3 * weights @ rows)
 
 
-def test_memory_is_used_again_in_the_next_step() -> None:
+@pytest.mark.parametrize("build", [Products, DBMTL])
+def test_memory_is_used_again_in_the_next_steps(build: type[Products | DBMTL]) -> None:
     problem = Problem(trunk_of_groups)
-    strategy = Products(T)
-    places = set()
-    for _ in range(5):
+    strategy = build(T)
+    places: list[int] = []
+    for _ in range(6):
         strategy(problem.losses()).backward()
-        assert strategy.workspace._memory is not None
-        places.add(strategy.workspace._memory.data_ptr())
-    assert len(places) == 1
+        places += [piece.data_ptr() for piece in strategy.workspace._pieces]
+    assert len(set(places)) == (1 if build is Products else 2)
+
+
+def test_what_is_kept_is_not_written_over() -> None:
+    """A saved state, a scalar still to be walked: their memory is not free."""
+    problem = Problem(trunk_of_groups)
+    strategy = DBMTL(T)
+    strategy(problem.losses()).backward()
+    state = strategy.state_dict()
+    copy = state["averages"].clone()
+    totals = [strategy(problem.losses()) for _ in range(4)]
+    assert torch.equal(state["averages"], copy)
+    found = []
+    for total in totals:
+        problem.trunk.zero_grad()
+        total.backward()
+        found.append(gradient_now(problem.shared))
+    twin = DBMTL(T)
+    twin(problem.losses())
+    for wanted in found:
+        problem.trunk.zero_grad()
+        twin(problem.losses()).backward()
+        torch.testing.assert_close(gradient_now(problem.shared), wanted)
 
 
 def test_a_backward_may_be_repeated_and_scaled() -> None:

@@ -42,13 +42,12 @@ class SLGrad(Strategy):
             loss = strategy(losses)
         loss.backward()
 
-    Called without it, it differentiates the backward pass of $\theta'$ once more, for layers that
-    have no forward mode, and loops that give nothing but losses. That takes longer, and layers that
-    can be differentiated twice, which fused attention and compiled models can't. Both ways are
-    exact, and take no pass for each sample; tasks may have different numbers of samples. Given one
-    loss for each task, it weighs the tasks by the same rule. In a network with batch statistics the
-    gradient of a sample includes what it does to the others. The authors' code makes the trial step
-    for real, and then a second one; here the parameters are put back (ours).
+    Called without it, it differentiates the backward pass of $\theta'$ once more: slower, and not
+    through fused attention or compiled models. Both ways are exact, and take no pass for each
+    sample; tasks may have different numbers of them. Given one loss for each task, it weighs tasks
+    by the same rule. In a network with batch statistics the gradient of a sample includes what it
+    does to the others. The authors' code makes the trial step for real, and then a second one; here
+    the parameters are put back (ours).
 
     Use it when some tasks or samples are there to help one main task, with noisy or irrelevant ones
     among them, and a clean held-out batch of the main task at hand. Not when all tasks matter: a
@@ -257,10 +256,7 @@ class SLGrad(Strategy):
         return scores
 
     def _held_out(self, around: Surroundings, rate: Tensor | None, losses: object) -> Tensor:
-        """Returns v, the gradient of the held-out loss at the end of the trial step, `[P]`.
-
-        `rate` is the gradient to step along, `[P]`, and `losses` are for messages.
-        """
+        """Returns v after a trial step along a gradient `[P]`, `[P]`; losses are for messages."""
         if rate is None or not self.learning_rate:
             return held_out_gradient(self.validation, around, None, "training")
         trial = f"a trial step with learning rate {self.learning_rate} along the losses {losses}"

@@ -205,7 +205,7 @@ def test_uneven_shares(ranks: list[dict[str, Any]], case: Case) -> None:
     same(ranks, f"uneven/{case}", train(case, UNEVEN, None), values=True)
 
 
-@pytest.mark.parametrize("case", [c for c in OF_GRADIENTS if not c.remembers], ids=str)
+@pytest.mark.parametrize("case", OF_GRADIENTS, ids=str)
 def test_shared_features(ranks: list[dict[str, Any]], case: Case) -> None:
     one = train(case, UNEVEN, None, features=True)
     same(ranks, f"features/{case}", one, values=True)
