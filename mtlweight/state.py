@@ -108,7 +108,7 @@ class Stateful(Rebound):
     @contextmanager
     def undone_if_refused(self) -> Iterator[None]:
         """Puts the state back if the body raises."""
-        modules = list(self.modules())
+        modules = list(_within(self))
         before = [dict(module._buffers) for module in modules]
         extra = [(m, m.get_extra_state()) for m in modules if isinstance(m, Stateful)]
         try:
@@ -127,3 +127,11 @@ class Stateful(Rebound):
                 new = module._buffers[name]
                 if old is not None and new is not None and new is not old:
                     module._buffers[name] = torch.where(good, new, old)
+
+
+def _within(module: nn.Module) -> Iterator[nn.Module]:
+    """Yields a module and those within, as `modules()` does, without names to make."""
+    yield module
+    for child in module._modules.values():
+        if child is not None:
+            yield from _within(child)

@@ -183,7 +183,7 @@ class Strategy(Stateful, ABC):
         if not self.training:
             return self._evaluated(step.values, step.index)
         others = tuple(read_losses(self.tasks, more, training=True) for more in independent)
-        return self._stepped(step, shared, numbers, others).total()
+        return self._stepped(step, shared, numbers, others)
 
     def _evaluated(self, values: Tensor, index: list[int]) -> Tensor:
         """Returns the sum of the losses by the weights of this epoch."""
@@ -197,8 +197,8 @@ class Strategy(Stateful, ABC):
         shared: Shared | None,
         counts: list[float] | None = None,
         others: tuple[Step, ...] = (),
-    ) -> Weighed:
-        """Takes a step: all of it, or nothing if it is refused."""
+    ) -> Tensor:
+        """Takes a step, all of it, or nothing if it is refused; returns the scalar."""
         self._follow(step.values.device)
         self.late_errors.raise_ready()
         with _no_autocast(step.values.device), self.undone_if_refused():
@@ -207,10 +207,10 @@ class Strategy(Stateful, ABC):
             if others:
                 step = replace(step, others=self._average_others(others, step))
             before = None if good is None else self.buffers_now()
-            weighed = self.advance(step, shared)
+            total = self.advance(step, shared).total()
             if good is not None and before is not None:
                 self.keep_if(good, before)
-        return weighed
+        return total
 
     @property
     def in_graph(self) -> bool:
@@ -235,7 +235,7 @@ class Strategy(Stateful, ABC):
         leaf = values.clone().requires_grad_()
         with torch.enable_grad():
             step = Step(index, values, slice(None), leaf, [])
-            total = self._stepped(step, None).total()
+            total = self._stepped(step, None)
             (slopes,) = torch.autograd.grad(total, leaf)
         return total.detach(), slopes
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtlweight.solvers.unit_rows import Matrix, Vector, ridged, unit_rows
+from mtlweight.solvers.unit_rows import Matrix, Vector, unit_rows
 
 CLOSE = 1e-6  # 1 + cos of two vectors that count as opposed
 SMALL = 1e-270  # of the weight that it would have if all were orthogonal: a weight that vanishes
@@ -52,7 +52,7 @@ def alpha_fair_weights(gram: Tensor, alpha: float) -> Tensor:
         cosines = cosines[index[:, None], index]
     lengths = norms[moves] ** ((1 - alpha) / (1 + alpha))
     unit = float(lengths.max())
-    bargain = _Bargain(ridged(cosines), lengths / unit, alpha)
+    bargain = _Bargain(cosines, lengths / unit, alpha)
     weights = np.empty_like(norms)
     weights[moves] = unit * bargain.solution() / norms[moves]
     weights[~moves] = weights[moves].mean()
@@ -103,7 +103,8 @@ class _Bargain:
         shrink = max(100.0**-self.alpha, 1e-15)  # in one step, a wish grows a hundredfold at most
         gap, size, fall = self.gap(x)
         for _ in range(200):
-            step = np.linalg.solve(self.cosines + np.diag(fall), -gap)
+            # A ridge, for where wishes no longer fall; the gap knows nothing of it.
+            step = np.linalg.solve(self.cosines + np.diag(fall + 1e-14), -gap)
             change = (np.abs(step / x) * (x > self.floor)).max()
             last = change <= 1e-6 or (np.abs(gap) <= 1e-13 * size).all()
             # The function falls as long as its slope along the step is negative; what it may rise
