@@ -11,7 +11,7 @@ demo: .venv/bin/uv ## a small ablation on bundled photographs
 	$(BIN)/uv pip install -q -p .venv -e '.[sr]' && $(BIN)/python examples/sr_ablation.py --preset demo
 
 test: .venv/bin/uv ## the tests
-	$(BIN)/uv pip install -q -p .venv -e '.[sr,dev]' && $(BIN)/python -m pytest
+	$(BIN)/uv pip install -q -p .venv -e '.[sr,dev]' && $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: ## ruff and mypy, as CI runs them
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -71,7 +71,7 @@ def overview(units: dict[Unit, list[Row]]) -> list[str]:
         for (library, kind), found in sorted(
             groups.items(), key=lambda g: LIBRARIES.index(g[0][0])
         ):
-            what = f"{group}: {kind}" if group == "parameters" and kind else group
+            what = f"{group}: {kind}" if kind else group
             cells = [_range(found, "ratio_to_plain"), _range(found, "ratio_to_naive")]
             peaks = [row["peak_bytes"] / 1e6 for row in found]
             lines.append(

@@ -602,6 +602,11 @@ class GradientStrategy(_ReadsGradients):
         self.on_features = False
         self.shapes: list[torch.Size] = []
 
+    @property
+    def ordered(self) -> bool:
+        """Whether an entry of a gradient must keep its place, in a resumed run too."""
+        return bool(self.growing)
+
     def tasks_read(self, count: int) -> Sequence[int]:
         """Returns which of the tasks present have their gradient read; the others' are zeros."""
         return range(count)
@@ -633,7 +638,7 @@ class GradientStrategy(_ReadsGradients):
             step,
             shared,
             weighted_heads=False,
-            remembered=bool(self.growing),
+            remembered=self.ordered,
             read=self.tasks_read(len(step.index)),
         )
         assert isinstance(gradients, Rows)

@@ -483,7 +483,7 @@ def task_gradients(
         weighted_heads: Whether every leaf gets the weighted sum of the task gradients. Then the
             leaves below a given layer need no pass of their own: the caller's backward reaches
             them.
-        remembered: Whether the rows are kept from step to step.
+        remembered: Whether the place of an entry in the rows is remembered from step to step.
         layers: Whether only their inner products are needed, so that the weights of layers may be
             left out of the rows.
         chunk: The largest number of entries of a task gradient to hold at a time.

@@ -91,6 +91,11 @@ class GradDrop(_Masks):
         self.features: list[Tensor] = []
         self.register_buffer("leaks", torch.tensor(list(leaks.values())))
 
+    @property
+    def ordered(self) -> bool:
+        """Yes: lots are drawn by place."""
+        return True
+
     def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
         """Returns the weights of the losses, to be spent with the gradient that goes with them."""
         if shared is not None and not isinstance(shared, Tensor):

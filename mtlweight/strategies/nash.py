@@ -27,8 +27,9 @@ class FairGrad(GramStrategy):
 
     Opposed gradients, or any with the origin in their hull, have no finite solution: the length of
     $(w_i \lVert g_i \rVert)_i$ is bounded, by what two gradients of one length reach at a cosine of
-    $-1 + 10^{-6}$; beyond, d gets shorter, down to zero (ours; see `alpha_fair_weights`). A task
-    without gradient has no say, and gets the mean weight of the others (ours).
+    $-1 + 10^{-6}$; beyond, what is opposed cancels, and a task may be hurt a little (ours; see
+    `alpha_fair_weights`). A task without gradient has no say, and gets the mean weight of the
+    others (ours).
 
     Use it when no task may be left behind and $\alpha$ is worth tuning: the larger, the more goes
     to the tasks that progress least. Not when losses differ in scale by orders of magnitude, which
@@ -74,9 +75,9 @@ class NashMTL(GramStrategy):
 
     Opposed gradients, or any with the origin in their hull, have no finite solution: the length of
     $(w_i \lVert g_i \rVert)_i$ is bounded by $1000 \sqrt T$, which two gradients reach at a cosine
-    of $-1 + 10^{-6}$; beyond, d gets shorter, down to zero (ours; see `alpha_fair_weights`). A task
-    without gradient has no say, and gets the mean weight of the others (ours). The weights multiply
-    whole losses, heads included, as in the authors' code.
+    of $-1 + 10^{-6}$; beyond, what is opposed cancels, and a task may be hurt a little (ours; see
+    `alpha_fair_weights`). A task without gradient has no say, and gets the mean weight of the
+    others (ours). The weights multiply whole losses, heads included, as in the authors' code.
 
     Use it when tasks differ in scale and none may be hurt. Not when heads suffer from weights that
     are the inverse of a gradient's length, and so shrink where gradients are long: use

@@ -16,6 +16,7 @@ import mtlweight
 from mtlweight import (
     Bounded,
     Every,
+    GradientStrategy,
     LogLosses,
     Preference,
     Smoothed,
@@ -167,9 +168,9 @@ class Case:
 
     @property
     def ordered(self) -> bool:
-        """Whether entries of gradients must keep their order, since they may be remembered."""
+        """Whether an entry of a gradient must keep its place, since something is kept of it."""
         parts = self.build(TASKS).modules()
-        return any(part.growing for part in parts if isinstance(part, Strategy))
+        return any(part.ordered for part in parts if isinstance(part, GradientStrategy))
 
     @cached_property
     def remembers(self) -> bool:

@@ -134,7 +134,7 @@ def test_resume_at_a_step_with_absent_tasks(case: Case) -> None:
 def test_resume_of_a_run_that_began_with_some_tasks(case: Case) -> None:
     """What is shared was found bit by bit, and is found at once, in another order, after the load.
 
-    The order is a matter of rounding, but for remembered gradients: those are not mixed up.
+    The order is a matter of rounding, but for what is remembered, or drawn, by place.
     """
     whole, first, second = (Run(case, Branching) for _ in range(3))
     whole.train(1, 9)  # step 1 has "b" and "c" alone
@@ -273,7 +273,7 @@ def test_a_backward_that_breaks_leaves_no_trace(case: Case) -> None:
             raise RuntimeError("broken")
 
     run = Run(case)
-    for start, end in ((0, 3), (3, 5)):  # in the first, `Every` weighs anew; in the second not
+    for start, end in ((0, 3), (3, 6)):  # in the second, `Every` goes by the weights it has
         run.train(start, end)
         before = snapshot(run.strategy)
         _, losses = losses_of(run.network, batch(50))
