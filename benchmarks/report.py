@@ -68,9 +68,8 @@ def overview(units: dict[Unit, list[Row]]) -> list[str]:
             if row["library"] != "limit" and not row["route"].startswith("chunk"):
                 kind = KINDS.get(row["kind"], "") if row["library"] == "mtlweight" else row["route"]
                 groups[row["library"], kind].append(row)
-        for (library, kind), found in sorted(
-            groups.items(), key=lambda g: LIBRARIES.index(g[0][0])
-        ):
+        for library, kind in sorted(groups, key=lambda side: (LIBRARIES.index(side[0]), side[1])):
+            found = groups[library, kind]
             what = f"{group}: {kind}" if kind else group
             cells = [_range(found, "ratio_to_plain"), _range(found, "ratio_to_naive")]
             peaks = [row["peak_bytes"] / 1e6 for row in found]

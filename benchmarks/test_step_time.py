@@ -87,12 +87,15 @@ def results_of(unit: Unit, request: pytest.FixtureRequest) -> dict[str, Result]:
     if unit not in _latest:
         _latest.clear()
         cases = [item.callspec.params["case"] for item in request.session.items]  # type: ignore[attr-defined]
-        reporter: Any = request.config.pluginmanager.get_plugin("terminalreporter")
+        plugins = request.config.pluginmanager
+        reporter: Any = plugins.get_plugin("terminalreporter")
+        capture: Any = plugins.get_plugin("capturemanager")
 
         def note(text: str) -> None:
             if reporter.verbosity > 0:
-                reporter.write_line(text)
-                reporter.flush()
+                with capture.global_and_fixture_disabled():
+                    reporter.write_line(text)
+                    reporter.flush()
 
         _latest[unit] = measure(
             build_problem(unit.problem, unit.tasks),

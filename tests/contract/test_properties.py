@@ -370,7 +370,7 @@ def jacobians(draw: st.DrawFn, tasks: tuple[int, int] = (1, 6)) -> Tensor:
     return jacobian
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(jacobians())
 def test_always_finite(jacobian: Tensor) -> None:
     for case in OF_GRADIENTS:
