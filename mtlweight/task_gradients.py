@@ -37,8 +37,10 @@ class Workspace:
         for piece in self._pieces:
             if piece.shape == (n * size,) and _matches(piece, like) and _is_free(piece):
                 return piece.view(n, size)
+        # Pieces of another size go before the new one comes, or chunks would hold two at a time.
+        self._pieces = [p for p in self._pieces if not _is_free(p)][:1]
         piece = like.new_empty(n * size)
-        self._pieces = [piece, *(p for p in self._pieces if _matches(p, like))][:2]
+        self._pieces.append(piece)
         return piece.view(n, size)
 
     def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
