@@ -52,7 +52,7 @@ def main(name: str, epochs: int = 10) -> None:
         metrics = [*(right.float().mean() for right in accuracies), explained.clamp(0, 1)]
         strategy.end_epoch(metrics)
         cells = zip(metrics, strategy.weights.tolist(), strict=True)
-        print(f"epoch {epoch:<11}" + "".join(f"{m:9.3f}{w:9.3f}" for m, w in cells))
+        print(f"epoch {epoch:<11}" + "".join(f"{m:9.3f} {w:8.3g}" for m, w in cells))
 
 
 if __name__ == "__main__":

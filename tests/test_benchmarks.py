@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,14 @@ GROUPS: tuple[Group, ...] = ("losses", "features", "parameters")
 
 
 @pytest.mark.parametrize("group", GROUPS)
+def is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def test_every_strategy_takes_part(group: Group) -> None:
     problem = build_problem("mlp", 3, TINY)
     for contender in ours(group):
@@ -52,7 +60,7 @@ def test_gradients_on_every_problem(name: str, tasks: int) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_peers_take_part() -> None:
     pytest.importorskip("torchjd")
-    if find_spec("LibMTL") is None:
+    if not is_installed("LibMTL"):
         pytest.skip("LibMTL is not installed")
     problem = build_problem("mlp", 3, TINY)
     chosen = [
