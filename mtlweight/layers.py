@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.nn import functional as F
 
+from mtlweight.products import inner_products, widest
 from mtlweight.shared_leaves import Graph
 
 # A number of a T x P buffer is written and read back twice; that takes as long as so many products.
@@ -264,7 +265,7 @@ def _symmetric_form(kernel: Tensor, d: Tensor) -> Tensor:
     Only the blocks of K up to the diagonal are multiplied: those above it give the transpose.
     """
     n = len(kernel)
-    half = torch.zeros(len(d), len(d), dtype=_widest(d), device=d.device)
+    half = torch.zeros(len(d), len(d), dtype=widest(d), device=d.device)
     size = max(64, n // 8)
     for start in range(0, n, size):
         end = min(start + size, n)
@@ -272,26 +273,3 @@ def _symmetric_form(kernel: Tensor, d: Tensor) -> Tensor:
         rows[:, start:] /= 2
         half += inner_products((rows @ d[:, :end]).flatten(1), d[:, start:end].flatten(1))
     return half + half.T
-
-
-def _widest(tensor: Tensor) -> torch.dtype:
-    """Returns the precision in which sums are taken: float64 where the device has it."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
-
-
-def inner_products(rows: Tensor, others: Tensor) -> Tensor:
-    """Returns the products of each row with each of the others, `[n, m]`, float64 where there is.
-
-    Short pieces are multiplied in the precision of the rows, and summed in float64: faster than one
-    long product, and digits more accurate.
-    """
-    wide = _widest(rows)
-    n, size = rows.shape
-    piece = 4096
-    whole = size // piece * piece
-    total = (rows[:, whole:] @ others[:, whole:].T).to(wide)
-    if whole:
-        left = rows[:, :whole].view(n, -1, piece).transpose(0, 1)
-        right = others[:, :whole].view(len(others), -1, piece).permute(1, 2, 0)
-        total += torch.bmm(left, right).to(wide).sum(0)
-    return total

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mtlweight.state import Rebound
 
@@ -18,6 +19,22 @@ def updated(old: Tensor, present: Index, new: Tensor) -> Tensor:
     if isinstance(present, slice):
         return new.to(old.dtype)
     return old.index_copy(0, present, new.to(old.dtype))
+
+
+def widened(memory: Tensor, gradients: Tensor) -> Tensor:
+    """Returns remembered gradients `[..., P]`, with zeros for what was found to be shared since.
+
+    Raises:
+        ValueError: What is shared has become less.
+    """
+    missing = gradients.shape[-1] - memory.shape[-1]
+    if missing < 0:
+        raise ValueError(
+            f"What the tasks share has {gradients.shape[-1]} numbers in this step, and had "
+            f"{memory.shape[-1]}: give `shared=encoder.parameters()`, the same in each step."
+        )
+    memory = memory.to(gradients)
+    return F.pad(memory, (0, missing)) if missing else memory
 
 
 class RunningMean(Rebound):

@@ -35,6 +35,7 @@ from mtlweight.options import (
     checked,
     task_names,
 )
+from mtlweight.products import rounding_of
 from mtlweight.running import Index, RunningMean, updated
 from mtlweight.shared_leaves import SharedLeaves
 from mtlweight.state import Stateful
@@ -227,15 +228,13 @@ class Strategy(Stateful, ABC):
 
     def weigh_values(self, values: Tensor, index: list[int]) -> tuple[Tensor, Tensor]:
         """Takes a step on detached losses `[m]`: what the scalar is worth, and its slopes `[m]`."""
-        if not self.training:
-            leaf = values.clone().requires_grad_()
-            with torch.enable_grad():
-                total = self._evaluated(leaf, index)
-            return total.detach(), torch.autograd.grad(total, leaf)[0]
         leaf = values.clone().requires_grad_()
         with torch.enable_grad():
-            step = Step(index, values, slice(None), leaf, [])
-            total = self._stepped(step, None)
+            if self.training:
+                step = Step(index, values, slice(None), leaf, [])
+                total = self._stepped(step, None)
+            else:
+                total = self._evaluated(leaf, index)
             (slopes,) = torch.autograd.grad(total, leaf)
         return total.detach(), slopes
 
@@ -533,6 +532,14 @@ class _ReadsGradients(Strategy):
         gradients = self._gradients(
             step, shared, weighted_heads=False, remembered=False, streamed=True
         )
+        return self._spend_with(step, gradients)
+
+    def _spend_with(
+        self, step: Step, gradients: TaskGradients
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Returns how to spend weights with the gradients of a step."""
+        if not gradients.complete:
+            return step.attach
         return lambda value, weights: gradients.spend(
             value, weights, self._head_weights(weights, step.seen)
         )
@@ -551,7 +558,7 @@ class GramStrategy(_ReadsGradients):
     ) -> None:
         super().__init__(tasks, **options)
         self.chunk = chunk
-        self.rounding = 1e-6
+        self.rounding = rounding_of(torch.float32)
 
     @abstractmethod
     def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
@@ -575,15 +582,10 @@ class GramStrategy(_ReadsGradients):
             chunk=self.chunk,
         )
         gram = self._gram(step, gradients)
-        self.rounding = 1e-14 if gradients.sought.like.dtype == torch.float64 else 1e-6
+        self.rounding = rounding_of(gradients.sought.like.dtype)
         losses = step.seen.cpu().double()
         weights = self._rescaled(self.weigh(gram, losses), gram).to(step.seen)
-
-        def spend(value: Tensor, weights: Tensor) -> Tensor:
-            if not gradients.complete:
-                return step.attach(value, weights)
-            return gradients.spend(value, weights, self._head_weights(weights, step.seen))
-
+        spend = self._spend_with(step, gradients)
         return Weighed(weights, (weights * step.seen).sum(), spend)
 
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.inputs import Root, Step
-from mtlweight.layers import Layer, Linear, find_layers, inner_products
+from mtlweight.layers import Layer, Linear, find_layers
+from mtlweight.products import gram_of, without_rounding
 from mtlweight.shared_leaves import SharedLeaves, node_of, walk
 
 Shared = Tensor | Iterable[Tensor]
@@ -265,12 +265,12 @@ class Rows(TaskGradients):
 
     def gram(self) -> Tensor:
         """Returns the inner products; see `TaskGradients`."""
-        gram = _products(self.rows)
+        gram = gram_of(self.rows)
         for layer in self.layers:
             gram += layer.gram().cpu().double()
         if self.sought.of_features:
             gram = sum_over_ranks(gram.to(self.rows.device)).cpu() / world_size() ** 2
-        return _without_rounding(gram)
+        return without_rounding(gram)
 
     def spend(self, value: Tensor, weights: Tensor, head_weights: Tensor) -> Tensor:
         """Returns the scalar; see `TaskGradients`."""
@@ -324,29 +324,15 @@ class Rows(TaskGradients):
 
 
 class Streamed(TaskGradients):
-    """Gradients of which only the inner products are kept; the network is walked once more."""
-
-    def __init__(self, sought: Sought, chunk: int | None) -> None:
-        super().__init__(sought)
-        self._gram: Tensor | None = None
-        if chunk is None:
-            return
-        workspace, total = Workspace(), None
-        for group in _groups(sought.shared, chunk):
-            part = Rows(
-                Sought(sought.step, sought.names, group, [], False, sought.taken), workspace
-            )
-            self.unused &= part.unused
-            gram = part.gram()
-            total = gram if total is None else total + gram
-            del part
-        self._gram = total
+    """Gradients that nobody looks at: the weights are known, and the network is walked once."""
 
     def gram(self) -> Tensor:
-        """Returns the inner products; see `TaskGradients`."""
-        if self._gram is None:
-            return torch.zeros(len(self.sought.names), len(self.sought.names), dtype=torch.float64)
-        return self._gram
+        """Refuses: there are no gradients to multiply.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError("Gradients that are only to be spent were not taken one by one.")
 
     def spend(self, value: Tensor, weights: Tensor, head_weights: Tensor) -> Tensor:
         """Returns the scalar; see `TaskGradients`."""
@@ -383,6 +369,26 @@ class Streamed(TaskGradients):
         )
 
 
+class Chunked(Streamed):
+    """Gradients of which some entries are held at a time: after the products, one more walk."""
+
+    def __init__(self, sought: Sought, chunk: int) -> None:
+        super().__init__(sought)
+        n, workspace = len(sought.names), Workspace()
+        self._gram = torch.zeros(n, n, dtype=torch.float64)
+        for group in _groups(sought.shared, chunk):
+            part = Rows(
+                Sought(sought.step, sought.names, group, [], False, sought.taken), workspace
+            )
+            self.unused &= part.unused
+            self._gram += part.gram()
+            del part
+
+    def gram(self) -> Tensor:
+        """Returns the inner products; see `TaskGradients`."""
+        return self._gram
+
+
 def _start(root: Root, slope: Tensor) -> Tensor:
     """Returns the number at which the backward pass of a loss starts."""
     if isinstance(root, Tensor):
@@ -392,33 +398,6 @@ def _start(root: Root, slope: Tensor) -> Tensor:
 
 def _scaled(gradient: Tensor | None, scale: Tensor | None) -> Tensor | None:
     return gradient if gradient is None or scale is None else scale.to(gradient) * gradient
-
-
-def _products(rows: Tensor) -> Tensor:
-    """Returns the inner products of rows, `[n, n]`, float64, on the host."""
-    gram = inner_products(rows, rows).cpu().double()
-    squares = gram.diagonal()
-    if rows.dtype == torch.float32 and not bool(((squares > 1e-25) & (squares < 1e30)).all()):
-        # Squares of very long or very short gradients leave the range of float32.
-        wide = torch.float32 if rows.device.type == "mps" else torch.float64
-        exact = torch.zeros(len(rows), len(rows), dtype=wide, device=rows.device)
-        for piece in torch.split(rows, 1 << 16, dim=1):
-            piece = piece.to(wide)
-            exact += piece @ piece.T
-        gram = exact.cpu().double()
-    return gram
-
-
-def _without_rounding(gram: Tensor) -> Tensor:
-    """Returns the products without those of gradients too short for any weight to make up for."""
-    products = gram.numpy()  # NumPy takes less time over small matrices
-    products = (products + products.T) / 2
-    with np.errstate(invalid="ignore"):
-        norms = np.sqrt(products.diagonal())
-    if np.isfinite(products).all():
-        moves = norms > 1e-30 * norms.max()
-        products = np.where(moves[:, None] & moves, products, 0.0)
-    return torch.from_numpy(products)
 
 
 def _groups(tensors: Sequence[Tensor], chunk: int) -> Iterator[list[Tensor]]:
@@ -529,8 +508,10 @@ def task_gradients(
     complete = not (weighted_heads and any(mask.bit_count() > 1 for _, mask in outside))
     sought = Sought(step, names, points, outside if complete else [], complete, taken)
     gradients: TaskGradients
-    if streamed or (chunk is not None and not sought.of_features):
-        gradients = Streamed(sought, None if streamed else chunk)
+    if streamed:
+        gradients = Streamed(sought)
+    elif chunk is not None and not sought.of_features:
+        gradients = Chunked(sought, chunk)
     else:
         found: list[Layer] = []
         if not taken and not sought.of_features:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Unpack
 
-import torch
 from torch import Tensor
 
 from mtlweight.inputs import Step
 from mtlweight.options import GradientOptions, NonNegative, Positive, Tasks
+from mtlweight.products import exact_products, row_products
 from mtlweight.running import updated
 from mtlweight.solvers import directed_min_norm_point, simplex_projection
 from mtlweight.strategy import Weighed, _ReadsGradients, among
@@ -56,17 +56,13 @@ class _DoubleSampling(_ReadsGradients):
                 layers=len(step.others) != 1,
             )
             gram = self._gram(step, gradients)
-
-            def spend(value: Tensor, weights: Tensor) -> Tensor:
-                if not gradients.complete:
-                    return step.attach(value, weights)
-                return gradients.spend(value, weights, self._head_weights(weights, step.seen))
+            spend = self._spend_with(step, gradients)
 
         if step.others:
             second = self._rows(step.others[-1], shared)
             first = gradients if len(step.others) == 1 else self._rows(step.others[0], shared)
             assert isinstance(first, Rows)
-            products = inner_products(first.rows, second.rows)
+            products = exact_products(first.rows, second.rows)
         else:
             assert gram is not None
             products = gram
@@ -91,7 +87,7 @@ class _DoubleSampling(_ReadsGradients):
         """Returns the gradients of a further batch, which are finite."""
         gradients = self._gradients(step, shared, weighted_heads=True, remembered=False)
         assert isinstance(gradients, Rows)
-        self._refuse_infinite(step, inner_squares(gradients.rows))
+        self._refuse_infinite(step, row_products(gradients.rows, gradients.rows).cpu())
         return gradients
 
 
@@ -211,27 +207,3 @@ def descended(shares: Tensor, products: Tensor, step_size: float, rho: float) ->
     slopes = products @ shares + rho * shares
     # A constant makes no difference to the projection, but large ones to the rounding.
     return simplex_projection(shares - step_size * (slopes - slopes.min()))
-
-
-def inner_products(rows: Tensor, others: Tensor) -> Tensor:
-    """Returns the products of each row with each of the others, `[n, m]`, float64, on the host.
-
-    Summed in float64 piece by piece: products of very long or very short gradients are out of
-    float32's range, and those of long rows lose digits in it. Where leaves were found to be shared
-    between the two, the rows end before them.
-    """
-    wide = torch.float32 if rows.device.type == "mps" else torch.float64
-    total = torch.zeros(len(rows), len(others), dtype=wide, device=rows.device)
-    size = min(rows.shape[1], others.shape[1])
-    piece = 4096 if rows.is_cpu else 1 << 20
-    for start in range(0, size, piece):
-        end = min(start + piece, size)
-        total += rows[:, start:end].to(wide) @ others[:, start:end].to(wide).T
-    return total.cpu().double()
-
-
-def inner_squares(rows: Tensor) -> Tensor:
-    """Returns the product of each row with itself, `[n]`, float64, on the host."""
-    wide = torch.float32 if rows.device.type == "mps" else torch.float64
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=wide)
-    return lengths.cpu().double().square()

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.options import GradientOptions, Positive, Tasks
-from mtlweight.running import updated
+from mtlweight.running import updated, widened
 from mtlweight.strategies.masks import in_pieces
-from mtlweight.strategies.tracking import widened
 from mtlweight.strategies.worst_case import shifted
 from mtlweight.strategy import GradientStrategy, Parts
 

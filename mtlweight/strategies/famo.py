@@ -138,8 +138,7 @@ class FAMO(LossStrategy):
                 "`after_step` tells how the step after a call went, and there was no call since "
                 "the latest one: call strategy(losses) first, then backward and optimizer.step()."
             )
-        if step.values.device != self.weights.device:
-            self._follow(step.values.device)
+        self._follow(step.values.device)
         self.late_errors.raise_ready()
         with self.undone_if_refused():
             step = average_over_ranks(self.num_tasks, step, numbers)

@@ -12,6 +12,7 @@ from torch import Tensor
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.inputs import Metrics, Step
 from mtlweight.options import GradientOptions, NonNegative, OptionError, Past, Positive, Tasks
+from mtlweight.products import row_products
 from mtlweight.running import Index, updated
 from mtlweight.strategies.fixed import per_task
 from mtlweight.strategy import GradientStrategy, Parts, Weighed, among
@@ -83,7 +84,7 @@ class GradientNoise(GradientStrategy):
         if self.counts is not None:
             samples = self.counts.double()
         if self.on_features:
-            square = sum_over_ranks(_inner(gradients, gradients)).cpu() / world_size() ** 2
+            square = sum_over_ranks(row_products(gradients, gradients)).cpu() / world_size() ** 2
             self._note(here, square, samples * square, torch.ones_like(square))
             return samples
         if gradients.shape[1] != self.averages.shape[1]:
@@ -92,8 +93,8 @@ class GradientNoise(GradientStrategy):
         means = self.averages[self.present].to(gradients)
         new = gradients - means
         seen, v = self.record["seen"][here], self.record["spread"][here]
-        noise = _inner(new, new).cpu() / (1 / samples + v)
-        self._note(here, _inner(gradients, means).cpu(), noise, (seen > 0).double())
+        noise = row_products(new, new).cpu() / (1 / samples + v)
+        self._note(here, row_products(gradients, means).cpu(), noise, (seen > 0).double())
         gain = (1 - self.smoothing) / (1 - self.smoothing ** (seen + 1))  # of a mean without bias
         means = means + gain.to(means)[:, None] * new
         self.averages = updated(self.averages.to(means), self.present, means)
@@ -300,13 +301,3 @@ class VarianceAware(GradientNoise):
             q = self.targets.cpu() * torch.where(sigma.isnan(), mean, sigma).clamp_min(mean / 100)
             self.shares = (q / q.sum()).to(self.shares)
         self.weights = self.shares.clone()
-
-
-def _inner(one: Tensor, other: Tensor) -> Tensor:
-    """Returns the inner products of the rows `[n, P]` of both, one by one, `[n]`."""
-    # In float64 piece by piece: squares of short gradients leave the range of float32.
-    wide = torch.float32 if one.device.type == "mps" else torch.float64
-    total = torch.zeros(len(one), dtype=wide, device=one.device)
-    for a, b in zip(torch.split(one, 1 << 16, 1), torch.split(other, 1 << 16, 1), strict=True):
-        total = total + (a.to(wide) * b.to(wide)).sum(1)
-    return total

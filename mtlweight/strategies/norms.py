@@ -6,10 +6,9 @@ from typing import ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mtlweight.options import GradientOptions, GramOptions, NonNegative, Past, Tasks
-from mtlweight.running import updated
+from mtlweight.running import updated, widened
 from mtlweight.strategy import GradientStrategy, GramStrategy, Parts
 
 Scale = Literal["sum_norm", "mean_norm", "mean_of_norms", "max_norm", "one"]
@@ -125,7 +124,7 @@ class DBMTL(GradientStrategy):
         averages = gradients.mul_(slopes.to(gradients)[:, None])
         beta = 0.0 if self.on_features else self.beta / (self.step + 1) ** self.beta_sigma
         if beta > 0:
-            past = self._past(gradients)
+            past = widened(self.averages, gradients)
             averages = averages.lerp_(past[self.present], beta)
             self.averages = updated(past, self.present, averages)
         norms = self.norms(averages)
@@ -138,14 +137,3 @@ class DBMTL(GradientStrategy):
     def paper_heads(self, weights: Tensor, losses: Tensor) -> Tensor:
         """Returns the slopes of the logarithms, `[n]`."""
         return 1 / (losses + self.epsilon)
-
-    def _past(self, gradients: Tensor) -> Tensor:
-        missing = gradients.shape[1] - self.averages.shape[1]
-        if missing < 0:
-            raise ValueError(
-                f"What the tasks share has {gradients.shape[1]} numbers in this step, and had "
-                f"{self.averages.shape[1]}: give `shared=encoder.parameters()`, the same in each "
-                "step."
-            )
-        past = self.averages.to(gradients)
-        return F.pad(past, (0, missing)) if missing else past

@@ -8,14 +8,14 @@ from typing import Annotated, Any, ClassVar, Unpack
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.inputs import Step
 from mtlweight.options import GradientOptions, NonNegative, Past, Positive, Tasks
-from mtlweight.running import updated
+from mtlweight.products import exact_products, rounding_of, without_rounding
+from mtlweight.running import updated, widened
 from mtlweight.strategies.config import equal_cosines
-from mtlweight.strategies.double_sampling import descended, inner_products
+from mtlweight.strategies.double_sampling import descended
 from mtlweight.strategy import GradientStrategy, Parts, Weighed, among
 from mtlweight.task_gradients import Shared
 
@@ -247,33 +247,15 @@ class MConFIG(GradientStrategy):
         self.moves = state["moves"]
 
 
-def widened(memory: Tensor, gradients: Tensor) -> Tensor:
-    """Returns remembered gradients `[..., P]`, with zeros for what was found to be shared since.
-
-    Raises:
-        ValueError: What is shared has become less.
-    """
-    missing = gradients.shape[-1] - memory.shape[-1]
-    if missing < 0:
-        raise ValueError(
-            f"What the tasks share has {gradients.shape[-1]} numbers in this step, and had "
-            f"{memory.shape[-1]}: give `shared=encoder.parameters()`, the same in each step."
-        )
-    memory = memory.to(gradients)
-    return F.pad(memory, (0, missing)) if missing else memory
-
-
 def _gram(rows: Tensor, over_ranks: bool = False) -> Tensor:
     """Returns the inner products of rows, `[n, n]`, float64, on the host.
 
     Rows shorter than the longest by a factor of 1e30 count as none, as no weight makes up for it.
     """
-    gram = inner_products(rows, rows)
+    gram = exact_products(rows, rows)
     if over_ranks and world_size() > 1:
         gram = sum_over_ranks(gram.to(rows.device)).cpu() / world_size() ** 2
-    norms = gram.diagonal().sqrt()
-    moves = norms > 1e-30 * norms.max()
-    return torch.where(moves[:, None] & moves, gram, 0.0)
+    return without_rounding(gram)
 
 
 def _config(gram: Tensor, dtype: torch.dtype) -> Tensor:
@@ -284,8 +266,8 @@ def _config(gram: Tensor, dtype: torch.dtype) -> Tensor:
     norms = gram.diagonal().sqrt()
     if not bool((norms > 0).any()):
         return torch.zeros_like(norms)
-    rounding = 1e-14 if dtype == torch.float64 else 1e-6
-    q, cosines = (torch.from_numpy(found) for found in equal_cosines(gram.numpy(), rounding))
+    found = equal_cosines(gram.numpy(), rounding_of(dtype))
+    q, cosines = (torch.from_numpy(array) for array in found)
     square = q @ cosines  # the squared length of the sum of the q_i u_i
     scale = norms @ cosines / square if bool(square > 0) else norms.mean()
     return torch.where(norms > 0, scale * q / norms, 0.0)

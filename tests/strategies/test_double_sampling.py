@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtlweight import MGDA, LogLosses, MoDo, SDMGrad
-from mtlweight.strategies.double_sampling import inner_products
+from mtlweight.products import exact_products
 from tests.contract.strategies import (
     TASKS,
     Network,
@@ -280,7 +280,7 @@ def test_logarithms_of_all_batches(build: Any) -> None:
 def test_products_of_any_scale(size: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(n, size, generator=generator) for n in (3, 2))
-    got = inner_products(scale * a, scale * b)
+    got = exact_products(scale * a, scale * b)
     wanted = (scale * a).double() @ (scale * b).double().T
     assert got.dtype == torch.float64
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12 * scale**2)

@@ -1,0 +1,83 @@
+"""Inner products of gradients: the digits they keep, and the range they have."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def widest(tensor: Tensor) -> torch.dtype:
+    """Returns the precision in which sums are taken: float64 where the device has it."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def rounding_of(dtype: torch.dtype) -> float:
+    """Returns how far the cosines of gradients of a precision can be wrong."""
+    return 1e-14 if dtype == torch.float64 else 1e-6
+
+
+def inner_products(rows: Tensor, others: Tensor) -> Tensor:
+    """Returns the products of each row with each of the others, `[n, m]`, float64 where there is.
+
+    Short pieces are multiplied in the precision of the rows, and summed in float64: faster than one
+    long product, and digits more accurate.
+    """
+    wide = widest(rows)
+    n, size = rows.shape
+    piece = 4096
+    whole = size // piece * piece
+    total = (rows[:, whole:] @ others[:, whole:].T).to(wide)
+    if whole:
+        left = rows[:, :whole].view(n, -1, piece).transpose(0, 1)
+        right = others[:, :whole].view(len(others), -1, piece).permute(1, 2, 0)
+        total += torch.bmm(left, right).to(wide).sum(0)
+    return total
+
+
+def exact_products(rows: Tensor, others: Tensor) -> Tensor:
+    """Returns the products of each row with each of the others, `[n, m]`, float64, on the host.
+
+    In float64 piece by piece: products of very long or very short gradients are out of float32's
+    range, and those of long rows lose digits in it. Where leaves were found to be shared between
+    the two, the rows end before them.
+    """
+    wide = widest(rows)
+    total = torch.zeros(len(rows), len(others), dtype=wide, device=rows.device)
+    size = min(rows.shape[1], others.shape[1])
+    piece = 4096 if rows.is_cpu else 1 << 20
+    for start in range(0, size, piece):
+        end = min(start + piece, size)
+        total += rows[:, start:end].to(wide) @ others[:, start:end].to(wide).T
+    return total.cpu().double()
+
+
+def row_products(rows: Tensor, others: Tensor) -> Tensor:
+    """Returns the product of each row `[n, P]` with its counterpart, `[n]`, float64 if there is."""
+    wide = widest(rows)
+    total = torch.zeros(len(rows), dtype=wide, device=rows.device)
+    for a, b in zip(torch.split(rows, 1 << 16, 1), torch.split(others, 1 << 16, 1), strict=True):
+        total = total + (a.to(wide) * b.to(wide)).sum(1)
+    return total
+
+
+def gram_of(rows: Tensor) -> Tensor:
+    """Returns the inner products of rows, `[n, n]`, float64, on the host."""
+    gram = inner_products(rows, rows).cpu().double()
+    squares = gram.diagonal()
+    if rows.dtype == torch.float32 and not bool(((squares > 1e-25) & (squares < 1e30)).all()):
+        # Squares of very long or very short gradients leave the range of float32.
+        gram = exact_products(rows, rows)
+    return gram
+
+
+def without_rounding(gram: Tensor) -> Tensor:
+    """Returns products, on the host, without those of gradients too short for any weight."""
+    products = gram.numpy()  # NumPy takes less time over small matrices
+    products = (products + products.T) / 2
+    with np.errstate(invalid="ignore"):
+        norms = np.sqrt(products.diagonal())
+    if np.isfinite(products).all():
+        moves = norms > 1e-30 * norms.max()
+        products = np.where(moves[:, None] & moves, products, 0.0)
+    return torch.from_numpy(products)
