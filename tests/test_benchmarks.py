@@ -20,7 +20,6 @@ TINY = Size(widths=(6, 5, 4), batch=8, images=2, pixels=32, channels=4, crops=2,
 GROUPS: tuple[Group, ...] = ("losses", "features", "parameters")
 
 
-@pytest.mark.parametrize("group", GROUPS)
 def is_installed(name: str) -> bool:
     try:
         distribution(name)
@@ -29,6 +28,7 @@ def is_installed(name: str) -> bool:
     return True
 
 
+@pytest.mark.parametrize("group", GROUPS)
 def test_every_strategy_takes_part(group: Group) -> None:
     problem = build_problem("mlp", 3, TINY)
     for contender in ours(group):
