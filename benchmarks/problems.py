@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ class Size:
 FULL = Size()
 
 
-class Problem:
+class Problem(ABC):
     """A network that T tasks share, and what a step on it computes.
 
     Attributes:
@@ -66,6 +67,7 @@ class Problem:
         """A copy, for those who put hooks on the network."""
         return copy.deepcopy(self)
 
+    @abstractmethod
     def forward(
         self, batch: int = 0, run: Callable[..., dict[str, Tensor]] | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
@@ -75,7 +77,6 @@ class Problem:
             batch: Which batch.
             run: What to run in place of the network: inputs to outputs, by task.
         """
-        raise NotImplementedError
 
     def whole(self) -> Tensor:
         """Returns the summed loss of one batch, as plain training computes it."""

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
-from mtlweight.options import GramOptions, OptionError, Tasks
+from mtlweight.options import GramOptions, Tasks
 from mtlweight.strategies.config import components
-from mtlweight.strategies.fixed import per_task
-from mtlweight.strategy import GramStrategy
+from mtlweight.strategies.dual_cone import Preferring
 
 Scale = Literal["min", "median", "rmse"]
 
 
-class AlignedMTL(GramStrategy):
+class AlignedMTL(Preferring):
     r"""Independent component alignment: orthogonal gradients of equal length, near the given ones.
 
     $$G = V \Lambda V^\top, \qquad w = \sqrt{\sigma}\, V \Lambda^{-1/2} V^\top p$$
@@ -58,25 +57,11 @@ class AlignedMTL(GramStrategy):
         preference: Metrics | None = None,
         **options: Unpack[GramOptions],
     ) -> None:
-        super().__init__(tasks, **options)
+        super().__init__(tasks, preference=preference, **options)
         self.scale = scale
-        self.preference: Tensor | None = None
-        if preference is not None:
-            given = per_task(self.tasks, preference, "preference")
-            if bad := [task for task, share in given.items() if share < 0]:
-                raise OptionError(
-                    f"The preference of task {bad[0]!r} is {given[bad[0]]!r}: it must not be "
-                    "negative."
-                )
-            if not any(given.values()):
-                raise OptionError("All of `preference` is zero: at least one task must be learned.")
-            self.preference = torch.tensor(list(given.values()), dtype=torch.float64)
 
     def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
-        p = torch.full_like(losses, 1 / len(losses))
-        if self.preference is not None:
-            here = self.present if isinstance(self.present, slice) else self.present.cpu()
-            p = self.preference[here]
+        p = self.preferred(len(losses))
         moves = gram.numpy().diagonal() > 0
         if not moves.any():
             return p

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
-from mtlweight.options import GramOptions, OptionError, Tasks
+from mtlweight.options import GramOptions, Tasks
 from mtlweight.solvers import dual_cone_weights
-from mtlweight.strategies.fixed import per_task
+from mtlweight.strategies.fixed import shares_of
 from mtlweight.strategy import GramStrategy
 
 
-class _DualCone(GramStrategy):
-    """What the two have in common: the preference p."""
+class Preferring(GramStrategy):
+    """A strategy that takes a preference p into what it solves: `[T]`, or equal shares."""
 
     def __init__(
         self, tasks: Tasks, *, preference: Metrics | None = None, **options: Unpack[GramOptions]
@@ -23,15 +23,8 @@ class _DualCone(GramStrategy):
         super().__init__(tasks, **options)
         self.preference: Tensor | None = None
         if preference is not None:
-            given = per_task(self.tasks, preference, "preference")
-            if bad := [task for task, share in given.items() if share < 0]:
-                raise OptionError(
-                    f"The preference of task {bad[0]!r} is {given[bad[0]]!r}: it must not be "
-                    "negative."
-                )
-            if not any(given.values()):
-                raise OptionError("All of `preference` is zero: at least one task must be learned.")
-            self.preference = torch.tensor(list(given.values()), dtype=torch.float64)
+            given = shares_of(self.tasks, preference, "preference")
+            self.preference = torch.tensor(given, dtype=torch.float64)
 
     def preferred(self, count: int) -> Tensor:
         """Returns the preference for the tasks present, `[n]`."""
@@ -41,7 +34,7 @@ class _DualCone(GramStrategy):
         return self.preference[here]
 
 
-class UPGrad(_DualCone):
+class UPGrad(Preferring):
     r"""Unconflicting projection of gradients: each on the cone of what hurts no task, then the sum.
 
     $$d = \sum_i \pi(p_i g_i), \qquad
@@ -74,7 +67,7 @@ class UPGrad(_DualCone):
         return dual_cone_weights(gram, torch.diag(self.preferred(len(gram)))).sum(0)
 
 
-class DualProj(_DualCone):
+class DualProj(Preferring):
     r"""Projection of the mean gradient on the cone of the steps that hurt no task.
 
     $$d = \arg\min_{J d' \ge 0} \Big\lVert d' - \sum_i p_i g_i \Big\rVert$$

@@ -61,14 +61,8 @@ class Fixed(LossStrategy):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(tasks, **options)
-        constants = per_task(self.tasks, weights, "weights")
-        if bad := [task for task, weight in constants.items() if weight < 0]:
-            raise OptionError(
-                f"The weight of task {bad[0]!r} is {constants[bad[0]]!r}: it must not be negative."
-            )
-        if not any(constants.values()):
-            raise OptionError("All `weights` are zero: at least one task must be learned.")
-        self.register_buffer("constants", torch.tensor(list(constants.values())))
+        constants = shares_of(self.tasks, weights, "weights")
+        self.register_buffer("constants", torch.tensor(constants))
         self.weights = self.constants.clone()
 
     def scalarize(self, losses: Tensor) -> Tensor:
@@ -90,3 +84,19 @@ def per_task(tasks: tuple[str, ...], given: Metrics, option: str) -> dict[str, f
             f"`{option}` has nothing for task {missing[0]!r}: give one number for each."
         )
     return numbers
+
+
+def shares_of(tasks: tuple[str, ...], given: Metrics, option: str) -> list[float]:
+    """Returns an option that holds one non-negative number for each task, in their order.
+
+    Raises:
+        OptionError: A number is missing, negative or not finite, or all are zero.
+    """
+    numbers = per_task(tasks, given, option)
+    if bad := [task for task, number in numbers.items() if number < 0]:
+        raise OptionError(
+            f"`{option}` of task {bad[0]!r} is {numbers[bad[0]]!r}: it must not be negative."
+        )
+    if not any(numbers.values()):
+        raise OptionError(f"All `{option}` are zero: at least one task must be learned.")
+    return list(numbers.values())

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
+from mtlweight.strategies.fixed import shares_of
 from mtlweight.strategy import Strategy
 from mtlweight.wrappers.base import Wrapper
-from mtlweight.wrappers.warm_up import shares_of
 
 
 class Preference(Wrapper):
@@ -41,7 +41,7 @@ class Preference(Wrapper):
     def __init__(self, preferences: Metrics, inner: Strategy) -> None:
         super().__init__(inner)
         shares = shares_of(self.tasks, preferences, "preferences")
-        self.register_buffer("preferences", shares, persistent=False)
+        self.register_buffer("preferences", torch.tensor(shares), persistent=False)
         self.weights = self.change(self.weights)
 
     def change(self, weights: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.inputs import Metrics, Step
-from mtlweight.options import OptionError
-from mtlweight.strategies.fixed import per_task
+from mtlweight.strategies.fixed import shares_of
 from mtlweight.strategy import Strategy, Weighed, among
 from mtlweight.task_gradients import Shared
 from mtlweight.wrappers.base import Wrapper
@@ -59,7 +58,9 @@ class WarmUp(Wrapper):
         super().__init__(inner)
         self.duration = duration
         self.unit = unit
-        constants = self.uniform() if weights is None else shares_of(self.tasks, weights, "weights")
+        constants = self.uniform()
+        if weights is not None:
+            constants = torch.tensor(shares_of(self.tasks, weights, "weights"))
         self.register_buffer("constants", constants, persistent=False)
         if duration > 0:
             self.weights = constants.clone()
@@ -95,19 +96,3 @@ class WarmUp(Wrapper):
         done = self.epoch + 1 if self.unit == "epochs" else self.step
         new = self.constants if done < self.duration else self.inner.weights
         self.weights = new.clone()  # a load writes into each: they must not be one tensor
-
-
-def shares_of(tasks: tuple[str, ...], given: Metrics, option: str) -> Tensor:
-    """Returns an option that holds one non-negative number for each task, `[T]`.
-
-    Raises:
-        OptionError: A number is missing, negative or not finite, or all are zero.
-    """
-    numbers = per_task(tasks, given, option)
-    if bad := [task for task, number in numbers.items() if number < 0]:
-        raise OptionError(
-            f"`{option}` of task {bad[0]!r} is {numbers[bad[0]]!r}: it must not be negative."
-        )
-    if not any(numbers.values()):
-        raise OptionError(f"All `{option}` are zero: at least one task must be learned.")
-    return torch.tensor(list(numbers.values()), dtype=torch.float32)

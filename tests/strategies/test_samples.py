@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import mtlweight.distributed
 from mtlweight import Bounded, LogLosses, SLGrad
+from tests.contract.strategies import gradient_now, gradient_rows
 
 TASKS = ("main", "helper")
 
@@ -42,18 +43,10 @@ class World:
         return F.mse_loss(self.heads["main"](self.trunk(self.held_x).tanh()), self.held_y)
 
     def take(self, value: Tensor) -> Tensor:
-        found = torch.autograd.grad(
-            value, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return torch.cat([g.reshape(-1) for g in found])
+        return gradient_rows({"": value}, self.parameters)[0]
 
     def gradient(self) -> Tensor:
-        return torch.cat(
-            [
-                (torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1)
-                for p in self.parameters
-            ]
-        )
+        return gradient_now(self.parameters)
 
     def scores(self, losses: dict[str, Tensor], rate: float) -> dict[str, Tensor]:
         """Returns the inner products by their definition: one pass for each sample."""

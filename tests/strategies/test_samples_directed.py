@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from mtlweight import Bounded, SLGrad
+from tests.contract.strategies import gradient_now, gradient_rows
 
 TASKS = ("main", "helper")
 
@@ -81,18 +82,10 @@ class World:
         return SLGrad(TASKS, validation=self.held_out, learning_rate=rate, **options)
 
     def take(self, value: Tensor) -> Tensor:
-        found = torch.autograd.grad(
-            value, self.parameters, retain_graph=True, materialize_grads=True, allow_unused=True
-        )
-        return torch.cat([g.reshape(-1) for g in found])
+        return gradient_rows({"": value}, self.parameters)[0]
 
     def gradient(self) -> Tensor:
-        return torch.cat(
-            [
-                (torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1)
-                for p in self.parameters
-            ]
-        )
+        return gradient_now(self.parameters)
 
 
 def test_tangents_are_dot_products() -> None:
