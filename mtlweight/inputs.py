@@ -109,20 +109,24 @@ def read_losses(tasks: tuple[str, ...], losses: Losses, *, training: bool) -> St
     named = by_task(tasks, losses, "Losses")
     for name, loss in named.items():
         _check_type(name, loss)
-    devices = {name: loss.device for name, loss in named.items()}
-    first, device = next(iter(devices.items()))
-    for name, other in devices.items():
-        if other != device:
+    first, device = next((name, loss.device) for name, loss in named.items())
+    for name, loss in named.items():
+        if loss.device != device:
             raise ValueError(
-                f"The loss of task {name!r} is on {other}, that of task {first!r} on {device}: "
-                "move them to one device."
+                f"The loss of task {name!r} is on {loss.device}, that of task {first!r} on "
+                f"{device}: move them to one device."
             )
     if training:
         _check_attached(named)
     dtype = (
         torch.float64 if any(v.dtype == torch.float64 for v in named.values()) else torch.float32
     )
-    values = torch.stack([loss.reshape(()).to(dtype) for loss in named.values()])
+    values = torch.stack(
+        [
+            loss if loss.ndim == 0 and loss.dtype == dtype else loss.reshape(()).to(dtype)
+            for loss in named.values()
+        ]
+    )
     index = [tasks.index(name) for name in named]
     roots = _roots(losses, named) if training else []
     return Step(index, values.detach(), slice(None), values, roots)
@@ -196,7 +200,7 @@ def _is_freed(loss: Tensor) -> bool:
     Before PyTorch 2.10 that can't be told without unpacking, which would recompute a checkpointed
     network or fetch it from disk: there it is left to the backward to say so.
     """
-    queue = [get_gradient_edge(loss).node]
+    queue = [loss.grad_fn or get_gradient_edge(loss).node]
     for _ in range(64):  # it is a few nodes away: a loss function saves its input
         if not queue:
             return False

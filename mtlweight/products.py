@@ -24,14 +24,12 @@ def inner_products(rows: Tensor, others: Tensor) -> Tensor:
     long product, and digits more accurate.
     """
     wide = widest(rows)
-    n, size = rows.shape
-    piece = 4096
+    size, piece = rows.shape[1], 4096
     whole = size // piece * piece
     total = (rows[:, whole:] @ others[:, whole:].T).to(wide)
     if whole:
-        left = rows[:, :whole].view(n, -1, piece).transpose(0, 1)
-        right = others[:, :whole].view(len(others), -1, piece).permute(1, 2, 0)
-        total += torch.bmm(left, right).to(wide).sum(0)
+        left, right = (x[:, :whole].view(len(x), -1, piece).transpose(0, 1) for x in (rows, others))
+        total += torch.bmm(left, right.transpose(1, 2)).to(wide).sum(0)
     return total
 
 
@@ -61,12 +59,15 @@ def row_products(rows: Tensor, others: Tensor) -> Tensor:
     return total
 
 
+def squares_fit(squares: Tensor, dtype: torch.dtype) -> bool:
+    """Tells whether squared lengths are within the range of a precision that summed them."""
+    return dtype == torch.float64 or all(1e-25 < square < 1e30 for square in squares.tolist())
+
+
 def gram_of(rows: Tensor) -> Tensor:
     """Returns the inner products of rows, `[n, n]`, float64, on the host."""
     gram = inner_products(rows, rows).cpu().double()
-    squares = gram.diagonal()
-    if rows.dtype == torch.float32 and not bool(((squares > 1e-25) & (squares < 1e30)).all()):
-        # Squares of very long or very short gradients leave the range of float32.
+    if not squares_fit(gram.diagonal(), rows.dtype):
         gram = exact_products(rows, rows)
     return gram
 
@@ -75,9 +76,8 @@ def without_rounding(gram: Tensor) -> Tensor:
     """Returns products, on the host, without those of gradients too short for any weight."""
     products = gram.numpy()  # NumPy takes less time over small matrices
     products = (products + products.T) / 2
-    with np.errstate(invalid="ignore"):
-        norms = np.sqrt(products.diagonal())
-    if np.isfinite(products).all():
-        moves = norms > 1e-30 * norms.max()
+    squares = products.diagonal()
+    if not squares.min() > 1e-60 * squares.max() and np.isfinite(products).all():
+        moves = np.sqrt(squares) > 1e-30 * np.sqrt(squares.max())
         products = np.where(moves[:, None] & moves, products, 0.0)
     return torch.from_numpy(products)

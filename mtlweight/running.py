@@ -50,8 +50,11 @@ class RunningMean(Rebound):
 
     def add(self, present: Index, values: Tensor) -> None:
         """Records the values `[n]` of the present tasks."""
-        self.sums = updated(self.sums, present, self.sums[present] + values)
-        self.counts = updated(self.counts, present, self.counts[present] + 1)
+        if isinstance(present, slice):
+            self.sums, self.counts = self.sums + values.to(self.sums), self.counts + 1
+        else:
+            self.sums = self.sums.index_add(0, present, values.to(self.sums))
+            self.counts = self.counts.index_add(0, present, torch.ones_like(values).to(self.counts))
 
     def mean(self, default: Tensor) -> Tensor:
         """Returns the means `[T]`, and those of `default` where nothing was recorded."""

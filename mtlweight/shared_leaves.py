@@ -94,11 +94,13 @@ class Graph:
             which they are met on the way from the losses.
         users: By node, the nodes that read what it stands for.
         accumulators: The node of each leaf, by the leaf's identity.
+        reached: By node, the losses that reach it, as bits of a number.
     """
 
     leaves: list[tuple[Tensor, int]]
     users: dict[Node, list[Node]]
     accumulators: dict[int, Node]
+    reached: dict[Node, int]
 
 
 def walk(roots: Sequence[Root], stops: Sequence[Tensor] = ()) -> Graph:
@@ -137,7 +139,7 @@ def walk(roots: Sequence[Root], stops: Sequence[Tensor] = ()) -> Graph:
                 if following is not None:
                     masks[following] |= masks[node]
                     users.setdefault(following, []).append(node)
-    return Graph(leaves, users, accumulators)
+    return Graph(leaves, users, accumulators, masks)
 
 
 def node_of(root: Root) -> Node:

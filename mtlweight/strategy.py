@@ -248,7 +248,9 @@ class Strategy(Stateful, ABC):
         try:
             weighed = self.weigh_step(step, shared)
             weights = weighed.weights
-            self.weights = updated(torch.zeros_like(self.weights), self.present, weights)
+            everywhere = isinstance(self.present, slice)
+            zeros = self.weights if everywhere else torch.zeros_like(self.weights)
+            self.weights = updated(zeros, self.present, weights)
             self.epoch_weights.add(self.present, weights)
         finally:
             self.present = slice(None)
@@ -652,7 +654,7 @@ class GradientStrategy(_ReadsGradients):
         self.shapes = [tensor.shape for tensor in gradients.sought.shared]
         weights, combined = self.combine(gradients.rows, step.seen)
         if not isinstance(combined, Parts):
-            combined = Parts(None, combined)
+            combined = Parts(None, None, combined)
         if self.rescale != "none":
             ratio = self._stretch(weights, gram, torch.linalg.vector_norm(combined.sum()))
             weights, combined = weights * ratio.to(weights), combined.times(ratio)

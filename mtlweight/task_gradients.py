@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.inputs import Root, Step
 from mtlweight.layers import Layer, Linear, find_layers
 from mtlweight.products import gram_of, without_rounding
-from mtlweight.shared_leaves import SharedLeaves, node_of, walk
+from mtlweight.shared_leaves import Graph, SharedLeaves, node_of, walk
 
 Shared = Tensor | Iterable[Tensor]
 
@@ -26,7 +26,8 @@ Shared = Tensor | Iterable[Tensor]
 class Workspace:
     """The memory for T gradients, used again as soon as nothing refers to it any more.
 
-    Two pieces at most are kept: a memory of gradients is one of them while the next is written.
+    Four pieces at most are kept: a memory of gradients and the next, and the rows of a step, beside
+    those of the step before while its scalar lives.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class Workspace:
             if piece.shape == (n * size,) and _matches(piece, like) and _is_free(piece):
                 return piece.view(n, size)
         # Pieces of another size go before the new one comes, or chunks would hold two at a time.
-        self._pieces = [p for p in self._pieces if not _is_free(p)][:1]
+        self._pieces = [p for p in self._pieces if not _is_free(p)][:3]
         piece = like.new_empty(n * size)
         self._pieces.append(piece)
         return piece.view(n, size)
@@ -57,6 +58,59 @@ def _is_free(piece: Tensor) -> bool:
     return torch._C._storage_Use_Count(storage._cdata) <= 2  # the piece and this handle
 
 
+@dataclass(frozen=True)
+class Branch:
+    """A node that reads features, for one of the tasks.
+
+    Attributes:
+        node: The node.
+        task: The only task that reaches it.
+        places: By position among its inputs, the place of the feature in `shared`.
+    """
+
+    node: Node
+    task: int
+    places: dict[int, int]
+
+    def caught(self, receive: Callable[[int, int, Tensor], None]) -> Callable[..., Any]:
+        """Returns a hook that hands over what the node sends to the features, and sends nothing."""
+
+        def hook(sent: tuple[Tensor | None, ...], _: Any) -> tuple[Tensor | None, ...]:
+            for position, place in self.places.items():
+                if (gradient := sent[position]) is not None:
+                    receive(self.task, place, gradient)
+            return tuple(None if i in self.places else gradient for i, gradient in enumerate(sent))
+
+        return hook
+
+
+def find_branches(
+    graph: Graph, features: Sequence[Tensor], own: Sequence[tuple[Tensor, int]]
+) -> list[Branch] | None:
+    """Returns the nodes that read the features, or None where two tasks meet above them."""
+    if any(tasks.bit_count() > 1 for _, tasks in own):
+        return None
+    places = {_edge(feature): place for place, feature in enumerate(features)}
+    users = dict.fromkeys(
+        user for feature in features for user in graph.users.get(node_of(feature), ())
+    )
+    if any(graph.reached[user].bit_count() > 1 for user in users):
+        return None
+    return [
+        Branch(
+            user,
+            graph.reached[user].bit_length() - 1,
+            {i: places[edge] for i, edge in enumerate(user.next_functions) if edge in places},
+        )
+        for user in users
+    ]
+
+
+def _edge(tensor: Tensor) -> tuple[Node, int]:
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
+
+
 @dataclass
 class Sought:
     """What the gradients of a step are taken of.
@@ -69,6 +123,8 @@ class Sought:
         complete: Whether `shared` and `own` are all that the losses depend on. If not, the leaves
             below `shared` still wait for a backward of the weighted losses.
         taken: Gradients that had to be taken already, by task and identity of the leaf.
+        branches: Where the tasks part, if what lies above is each one's own: then one pass through
+            all of it tells their gradients apart.
     """
 
     step: Step
@@ -77,6 +133,7 @@ class Sought:
     own: list[tuple[Tensor, int]]
     complete: bool
     taken: list[dict[int, Tensor]] = field(default_factory=list)
+    branches: list[Branch] | None = None
 
     @property
     def of_features(self) -> bool:
@@ -99,14 +156,63 @@ class Sought:
         if self.taken:
             return self.taken[task], [None] * len(edges)
         inputs: list[Any] = [*edges, *(leaf for leaf in leaves if leaf.requires_grad)]
-        start = self.step.values.detach().new_ones(())
-        found = _gradients(self.step.roots[task], start, inputs, self.names[task])
+        found = self._gradients([task], inputs)
         by_leaf = {
-            id(leaf): gradient.to_dense() if gradient.is_sparse else gradient
+            id(leaf): gradient
             for leaf, gradient in zip(inputs[len(edges) :], found[len(edges) :], strict=True)
             if gradient is not None
         }
         return by_leaf, found[: len(edges)]
+
+    def of_branches(self, receive: Callable[[int, int, Tensor], None]) -> list[dict[int, Tensor]]:
+        """Takes the gradients of all tasks at once; returns those outside of what is shared.
+
+        Args:
+            receive: What to do with a part of the gradient with respect to what is shared, given
+                the task, the place in `shared`, and the part.
+
+        Returns:
+            By task, the gradients by identity of the leaf.
+        """
+        assert self.branches is not None
+        leaves = [leaf for leaf, _ in self.own if leaf.requires_grad]
+        hooks = [branch.node.register_hook(branch.caught(receive)) for branch in self.branches]
+        try:
+            shared = [tensor for tensor in self.shared if tensor.requires_grad]
+            found = self._gradients(range(len(self.names)), [*leaves, *shared])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        by_leaf = {
+            id(leaf): gradient
+            for leaf, gradient in zip(leaves, found, strict=False)
+            if gradient is not None
+        }
+        return [by_leaf] * len(self.names)
+
+    def _gradients(
+        self, tasks: Sequence[int], inputs: Sequence[Tensor | GradientEdge]
+    ) -> list[Tensor | None]:
+        """Returns the gradients of the summed losses of some tasks, None where none depends."""
+        if not inputs:
+            return []
+        roots = [self.step.roots[task] for task in tasks]
+        start = self.step.values.detach().new_ones(())
+        try:
+            found = torch.autograd.grad(
+                roots,  # type: ignore[arg-type]
+                inputs,  # type: ignore[arg-type]
+                grad_outputs=[_start(root, start) for root in roots],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            hint = _hint(str(error))
+            if hint is None:
+                raise
+            names = ", ".join(repr(self.names[task]) for task in tasks)
+            raise RuntimeError(f"The gradient of task {names} can't be taken: {hint}.") from error
+        return [g.to_dense() if g is not None and g.is_sparse else g for g in found]
 
     def own_of(self, task: int) -> list[Tensor]:
         """Returns the leaves outside of what is shared that a task reaches."""
@@ -118,24 +224,30 @@ class Parts:
     r"""A gradient made of one part per task, $\sum_i c_i v_i$.
 
     Attributes:
-        coefficients: c, `[n]`; None where the gradient `[P]` can't be told apart by task.
-        vectors: v, `[n, P]`, or the gradient itself.
+        coefficients: c, `[n]`; None where the gradient can't be told apart by task.
+        vectors: v, `[n, P]`, or what makes them when they are asked for.
+        total: The gradient, `[P]`, where it is at hand.
     """
 
     coefficients: Tensor | None
-    vectors: Tensor
+    vectors: Tensor | Callable[[], Tensor] | None
+    total: Tensor | None = None
 
     def sum(self) -> Tensor:
         """Returns the gradient, `[P]`."""
-        if self.coefficients is None:
-            return self.vectors
-        return self.coefficients.to(self.vectors) @ self.vectors
+        if self.total is not None:
+            return self.total
+        assert self.coefficients is not None
+        vectors = self.vectors() if callable(self.vectors) else self.vectors
+        assert vectors is not None
+        return self.coefficients.to(vectors) @ vectors
 
     def times(self, factor: Tensor) -> Parts:
         """Returns the gradient times a number."""
-        if self.coefficients is None:
-            return Parts(None, self.vectors * factor.to(self.vectors))
-        return Parts(self.coefficients * factor.to(self.coefficients), self.vectors)
+        c, total = (
+            None if x is None else x * factor.to(x) for x in (self.coefficients, self.total)
+        )
+        return Parts(c, self.vectors, total)
 
     def changed(self, weights: Tensor, new: Tensor) -> Parts:
         """Returns the gradient after the weights `[n]` of the tasks were changed to new ones.
@@ -223,7 +335,9 @@ class Rows(TaskGradients):
         self.own_gradients: list[list[tuple[Tensor, Tensor]]] = []  # by task: leaf and gradient
         written = {id(leaf) for layer in self._written for leaf in layer.leaves}
         copied = [tensor for tensor in self.columns if id(tensor) not in written]
-        for task in range(n):
+        if sought.branches is not None and (read is None or len(read) == n):
+            self._read_branches()
+        for task in range(n) if not self.own_gradients else ():
             if read is None or task in read:
                 self._read(task, copied, [*self.layers, *self._written])
             else:
@@ -258,8 +372,34 @@ class Rows(TaskGradients):
             )
         for place in places.values():
             place.zero_()
+        self._keep_own(task, found)
+
+    def _read_branches(self) -> None:
+        """Takes the gradients of all tasks in one pass through their heads."""
+        pieces = [torch.split(row, self._sizes) for row in self.rows]
+        missing = {(task, place) for task, row in enumerate(pieces) for place in range(len(row))}
+
+        def receive(task: int, place: int, gradient: Tensor) -> None:
+            to = pieces[task][place].view_as(gradient)
+            if (task, place) in missing:
+                missing.remove((task, place))
+                to.copy_(gradient)
+            else:
+                to.add_(gradient)
+
+        found = self.sought.of_branches(receive)
+        self.unused = len(missing) == len(pieces) * len(self._sizes)
+        for task, place in missing:
+            pieces[task][place].zero_()
+        for task, gradients in enumerate(found):
+            self._keep_own(task, gradients)
+
+    def _keep_own(self, task: int, found: dict[int, Tensor]) -> None:
+        """Notes the gradients of a task outside of what is shared."""
+        own = self.sought.own_of(task)
         mine = [(leaf, found[id(leaf)]) for leaf in own if id(leaf) in found]
-        if scale is not None:
+        if self.sought.step.scales is not None:
+            scale = self.sought.step.scales[task]
             mine = [(leaf, scale.to(gradient) * gradient) for leaf, gradient in mine]
         self.own_gradients.append(mine)
 
@@ -285,7 +425,7 @@ class Rows(TaskGradients):
 
     def carry(self, value: Tensor, gradient: Tensor | Parts, head_weights: Tensor) -> Tensor:
         """Returns a scalar worth `value` whose backward adds a gradient `[P]` to `.grad`."""
-        parts = gradient if isinstance(gradient, Parts) else Parts(None, gradient)
+        parts = gradient if isinstance(gradient, Parts) else Parts(None, None, gradient)
 
         def shared(scale: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             return self._split(parts.times(scale).sum())
@@ -310,12 +450,9 @@ class Rows(TaskGradients):
             made = {id(tensor): gradient for tensor, gradient in shared(scale)}
             factors = (head_weights * scale.to(head_weights)).unbind()
             for factor, mine in zip(factors, own, strict=True):
-                if not mine:
-                    continue
-                sent = torch._foreach_mul([g for _, g in mine], factor.to(mine[0][1].dtype))
-                for (leaf, _), gradient in zip(mine, sent, strict=True):
-                    key = id(leaf)
-                    made[key] = gradient if key not in made else made[key] + gradient
+                for leaf, gradient in mine:
+                    key, sent = id(leaf), gradient * factor.to(gradient.dtype)
+                    made[key] = sent if key not in made else made[key] + sent
             return made
 
         reached = {id(leaf): leaf for mine in own for leaf, _ in mine}
@@ -507,6 +644,8 @@ def task_gradients(
     outside = [(leaf, mask) for leaf, mask in masks if id(leaf) not in in_points]
     complete = not (weighted_heads and any(mask.bit_count() > 1 for _, mask in outside))
     sought = Sought(step, names, points, outside if complete else [], complete, taken)
+    if sought.of_features:
+        sought.branches = find_branches(graph, points, sought.own)
     gradients: TaskGradients
     if streamed:
         gradients = Streamed(sought)
@@ -602,33 +741,15 @@ def _moved(
     ]
 
 
-def _gradients(
-    root: Root, start: Tensor, inputs: Sequence[Tensor | GradientEdge], name: str
-) -> list[Tensor | None]:
-    """Returns the gradients of a loss, None where it does not depend on an input."""
-    if not inputs:
-        return []
-    try:
-        return list(
-            torch.autograd.grad(
-                [root],  # type: ignore[arg-type]
-                inputs,  # type: ignore[arg-type]
-                grad_outputs=[_start(root, start)],
-                retain_graph=True,
-                allow_unused=True,
-            )
+def _hint(reason: str) -> str | None:
+    """Returns what to do about an error of autograd, if it is one of the known."""
+    if "second time" in reason:
+        return (
+            "its graph was freed by an earlier backward. Compute the losses anew for every step"
         )
-    except RuntimeError as error:
-        reason = str(error)
-        if "second time" in reason:
-            hint = (
-                "its graph was freed by an earlier backward. Compute the losses anew for every step"
-            )
-        elif "donated" in reason:
-            hint = (
-                "the compiled model gives its buffers away after one backward. Set "
-                "torch._functorch.config.donated_buffer = False before compiling"
-            )
-        else:
-            raise
-        raise RuntimeError(f"The gradient of task {name!r} can't be taken: {hint}.") from error
+    if "donated" in reason:
+        return (
+            "the compiled model gives its buffers away after one backward. Set "
+            "torch._functorch.config.donated_buffer = False before compiling"
+        )
+    return None

@@ -373,3 +373,62 @@ def test_chunks_change_memory_alone(case: Case) -> None:
         found.append(gradient_now(network.parameters()))
     assert len(GRAM) > 15
     torch.testing.assert_close(found[0], found[1])
+
+
+Heads = Callable[[list[Tensor], list[nn.Linear]], list[Tensor]]
+
+
+def each_its_own(z: list[Tensor], heads: list[nn.Linear]) -> list[Tensor]:
+    return [head(z[0]).square().mean() for head in heads]
+
+
+def used_twice(z: list[Tensor], heads: list[nn.Linear]) -> list[Tensor]:
+    return [(head(z[0]) * z[0] * z[0]).mean() for head in heads]
+
+
+def two_features(z: list[Tensor], heads: list[nn.Linear]) -> list[Tensor]:
+    first = (heads[0](z[0]) + heads[1](z[1])).square().mean()
+    return [first, *(head(z[1]).square().mean() for head in heads[2:]), z[0].square().sum()]
+
+
+def met_above(z: list[Tensor], heads: list[nn.Linear]) -> list[Tensor]:
+    neck = z[0].tanh() + z[1]
+    return [head(neck).square().mean() for head in heads]
+
+
+def one_head_for_two(z: list[Tensor], heads: list[nn.Linear]) -> list[Tensor]:
+    return [*(head(z[0]).square().mean() for head in heads[:-1]), heads[0](z[1]).sum()]
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [each_its_own, used_twice, two_features, met_above, one_head_for_two],
+    ids=lambda f: f.__name__,
+)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_gradients_of_features_by_any_heads(losses: Heads, stacked: bool) -> None:
+    """One pass through all heads, or one a task where the tasks meet: the same gradients."""
+    torch.manual_seed(0)
+    trunk = nn.Linear(3, 10).double()
+    heads = [nn.Linear(5, 5).double() for _ in range(T)]
+    x = torch.randn(6, 3, dtype=torch.float64)
+    leaves = [*trunk.parameters(), *(p for head in heads for p in head.parameters())]
+
+    def forward() -> tuple[list[Tensor], list[Tensor]]:
+        z = list(trunk(x).tanh().split(5, dim=1))
+        return z, losses(z, heads)
+
+    z, found = forward()
+    rows = []
+    for loss in found:
+        gradients = torch.autograd.grad(loss, z, retain_graph=True, materialize_grads=True)
+        rows.append(torch.cat([g.flatten() for g in gradients]))
+    products = torch.stack(rows) @ torch.stack(rows).T
+    weighted = sum(w * loss for w, loss in enumerate(found, start=1))
+    expected = torch.autograd.grad(weighted, leaves, allow_unused=True)
+    strategy = Products(len(found), heads="weighted")
+    z, found = forward()
+    strategy(torch.stack(found) if stacked else found, shared=z).backward()
+    torch.testing.assert_close(strategy.seen, products)
+    for leaf, gradient in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(leaf.grad, gradient)
