@@ -1,0 +1,279 @@
+"""What the gradients of a step are taken of: given, or found in the graph of the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from mtlweight.branches import Branch, find_branches
+from mtlweight.inputs import Root, Step
+from mtlweight.shared_leaves import Graph, SharedLeaves, node_of, walk
+
+Shared = Tensor | Iterable[Tensor]
+"""What the tasks share: parameters, or features that the network returned."""
+
+
+@dataclass
+class Sought:
+    """What the gradients of a step are taken of.
+
+    Attributes:
+        step: The losses.
+        names: The names of the n tasks.
+        shared: What they share: leaves, or features.
+        own: The leaves outside, each with the tasks that reach it, as bits of a number.
+        complete: Whether `shared` and `own` are all that the losses depend on. If not, the leaves
+            below `shared` still wait for a backward of the weighted losses.
+        graph: The graph of the losses.
+        taken: Gradients that had to be taken already, by task and identity of the leaf.
+        branches: Where the tasks part, if what lies above is each one's own: then one pass through
+            all of it tells their gradients apart.
+    """
+
+    step: Step
+    names: list[str]
+    shared: list[Tensor]
+    own: list[tuple[Tensor, int]]
+    complete: bool
+    graph: Graph
+    taken: list[dict[int, Tensor]] = field(default_factory=list)
+    branches: list[Branch] | None = None
+
+    @property
+    def of_features(self) -> bool:
+        """Whether they are with respect to features, of which each rank has its own samples'."""
+        return not _all_leaves(self.shared)
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the precision and device of the gradients: float32 or float64."""
+        dtype = (
+            torch.float64 if any(t.dtype == torch.float64 for t in self.shared) else torch.float32
+        )
+        places = self.shared or [leaf for leaf, _ in self.own]
+        return torch.empty(0, dtype=dtype, device=places[0].device if places else None)
+
+    def of_task(
+        self, task: int, leaves: Sequence[Tensor], edges: Sequence[GradientEdge] = ()
+    ) -> tuple[dict[int, Tensor], list[Tensor | None]]:
+        """Returns the gradient of a task by identity of the leaf, and those at the edges."""
+        if self.taken:
+            return self.taken[task], [None] * len(edges)
+        inputs: list[Any] = [*edges, *(leaf for leaf in leaves if leaf.requires_grad)]
+        found = self._gradients([task], inputs)
+        by_leaf = {
+            id(leaf): gradient
+            for leaf, gradient in zip(inputs[len(edges) :], found[len(edges) :], strict=True)
+            if gradient is not None
+        }
+        return by_leaf, found[: len(edges)]
+
+    def of_branches(self, receive: Callable[[int, int, Tensor], None]) -> list[dict[int, Tensor]]:
+        """Takes the gradients of all tasks at once; returns those outside of what is shared.
+
+        Args:
+            receive: What to do with a part of the gradient with respect to what is shared, given
+                the task, the place in `shared`, and the part.
+
+        Returns:
+            By task, the gradients by identity of the leaf.
+        """
+        assert self.branches is not None
+        leaves = [leaf for leaf, _ in self.own if leaf.requires_grad]
+        hooks = [branch.node.register_hook(branch.caught(receive)) for branch in self.branches]
+        try:
+            shared = [tensor for tensor in self.shared if tensor.requires_grad]
+            found = self._gradients(range(len(self.names)), [*leaves, *shared])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        by_leaf = {
+            id(leaf): gradient
+            for leaf, gradient in zip(leaves, found, strict=False)
+            if gradient is not None
+        }
+        return [by_leaf] * len(self.names)
+
+    def _gradients(
+        self, tasks: Sequence[int], inputs: Sequence[Tensor | GradientEdge]
+    ) -> list[Tensor | None]:
+        """Returns the gradients of the summed losses of some tasks, None where none depends."""
+        if not inputs:
+            return []
+        roots = [self.step.roots[task] for task in tasks]
+        start = self.step.values.detach().new_ones(())
+        try:
+            found = torch.autograd.grad(
+                roots,  # type: ignore[arg-type]
+                inputs,  # type: ignore[arg-type]
+                grad_outputs=[start_of(root, start) for root in roots],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            hint = _hint(str(error))
+            if hint is None:
+                raise
+            names = ", ".join(repr(self.names[task]) for task in tasks)
+            raise RuntimeError(f"The gradient of task {names} can't be taken: {hint}.") from error
+        return [g.to_dense() if g is not None and g.is_sparse else g for g in found]
+
+    def own_of(self, task: int) -> list[Tensor]:
+        """Returns the leaves outside of what is shared that a task reaches."""
+        return [leaf for leaf, tasks in self.own if tasks >> task & 1]
+
+
+def seek(
+    step: Step,
+    names: list[str],
+    shared: Shared | None,
+    known: SharedLeaves,
+    *,
+    weighted_heads: bool,
+    remembered: bool,
+) -> Sought:
+    """Returns what the gradients of a step are to be taken of.
+
+    Args:
+        step: The losses of the n tasks present.
+        names: Their names.
+        shared: What the tasks share, parameters or features; by default the leaves of the graph
+            that two tasks reach.
+        known: The leaves found to be shared so far; those of this step are added.
+        weighted_heads: Whether every leaf gets the weighted sum of the task gradients. Then the
+            leaves below a given layer need no pass of their own: the caller's backward reaches
+            them.
+        remembered: Whether the place of an entry in the rows is remembered from step to step.
+
+    Raises:
+        ValueError: The features given overlap, or other leaves are shared than a saved state has.
+        RuntimeError: The graph was freed, or can't be walked a second time.
+    """
+    roots, index = step.roots, step.index
+    given = None if shared is None else _as_list(shared)
+    stops = [t for t in given or [] if not t.is_leaf]
+    graph = walk(roots, stops)
+    masks = graph.leaves
+    taken: list[dict[int, Tensor]] = []  # by the identity of the leaf
+    if given is None:
+        if _elements_of_a_vector(roots):
+            # In the graph each element depends on every head, so only the gradients can tell.
+            leaves = [leaf for leaf, _ in masks]
+            first = Sought(step, names, leaves, [], False, graph)
+            taken = [first.of_task(task, leaves)[0] for task in range(len(roots))]
+            masks = _moved(masks, taken)
+        known.forget_dead()
+        for leaf, mask in masks:
+            known.see(leaf, sum(1 << index[i] for i in range(len(roots)) if mask >> i & 1))
+        if len(roots) > 1 or remembered:  # what a sole task shares does not matter to it
+            known.check_expected(in_order=remembered)
+        points = list(known)
+    else:
+        # What was trainable once keeps its place, so that memories of gradients still fit.
+        for tensor in given:
+            if tensor.is_leaf and tensor.requires_grad:
+                known.share(tensor)
+        known.expected = None
+        points = [tensor for tensor in given if tensor.requires_grad or tensor in known]
+        if stops:
+            _refuse_overlap(stops, masks)
+    in_points = {id(tensor) for tensor in points}
+    outside = [(leaf, mask) for leaf, mask in masks if id(leaf) not in in_points]
+    complete = not (weighted_heads and any(mask.bit_count() > 1 for _, mask in outside))
+    sought = Sought(step, names, points, outside if complete else [], complete, graph, taken)
+    if sought.of_features:
+        sought.branches = find_branches(graph, points, sought.own)
+    return sought
+
+
+def _all_leaves(tensors: Sequence[Tensor]) -> bool:
+    return all(tensor.is_leaf for tensor in tensors)
+
+
+def _as_list(shared: Shared) -> list[Tensor]:
+    tensors = [shared] if isinstance(shared, Tensor) else list(shared)
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"`shared` holds {type(tensor).__name__}, not tensors: give encoder.parameters(), "
+                "or the features that the encoder returned."
+            )
+    if not any(tensor.requires_grad for tensor in tensors):
+        raise ValueError(
+            "`shared` holds nothing that takes a gradient: give trainable parameters, or features."
+        )
+    if len({tensor.is_leaf for tensor in tensors}) > 1:
+        raise ValueError("`shared` mixes parameters and features: give one or the other.")
+    return tensors
+
+
+def _refuse_overlap(features: Sequence[Tensor], masks: Sequence[tuple[Tensor, int]]) -> None:
+    """Refuses features whose gradients would be counted twice."""
+    ends = {node_of(feature) for feature in features}
+    below: set[Node] = set()
+    todo = [n for end in ends for n, _ in end.next_functions if n is not None]
+    while todo:
+        node = todo.pop()
+        if node not in below:
+            below.add(node)
+            todo += [n for n, _ in node.next_functions if n is not None]
+    if ends & below:
+        raise ValueError(
+            "One of the features in `shared` is computed from another: give only the last ones, or "
+            "`shared=encoder.parameters()`."
+        )
+    trunk = {id(node.variable) for node in below if hasattr(node, "variable")}
+    for leaf, _ in masks:
+        if id(leaf) in trunk:
+            raise ValueError(
+                f"A parameter of shape {list(leaf.shape)} is reached both through the features in "
+                "`shared` and around them: give `shared=encoder.parameters()` instead."
+            )
+
+
+def _elements_of_a_vector(roots: Sequence[Root]) -> bool:
+    """Tells whether the losses came as one tensor that was not stacked from them."""
+    nodes = [root.grad_fn for root in roots if isinstance(root, Tensor)]
+    return len(nodes) > 1 and nodes[0] is not None and all(node is nodes[0] for node in nodes)
+
+
+def _moved(
+    masks: Sequence[tuple[Tensor, int]], taken: Sequence[dict[int, Tensor]]
+) -> list[tuple[Tensor, int]]:
+    """Returns the leaves with the tasks that have a gradient other than zero there."""
+    flags = torch.stack(
+        [
+            torch.stack(
+                [g[id(leaf)].any() if id(leaf) in g else torch.tensor(False) for g in taken]
+            )
+            for leaf, _ in masks
+        ]
+    ).tolist()
+    return [
+        (leaf, sum(1 << task for task, moves in enumerate(row) if moves))
+        for (leaf, _), row in zip(masks, flags, strict=True)
+    ]
+
+
+def start_of(root: Root, slope: Tensor) -> Tensor:
+    """Returns the number at which the backward pass of a loss starts."""
+    if isinstance(root, Tensor):
+        return slope.to(root.dtype).expand(root.shape)
+    return slope
+
+
+def _hint(reason: str) -> str | None:
+    """Returns what to do about an error of autograd, if it is one of the known."""
+    if "second time" in reason:
+        return "its graph was freed by an earlier backward. Compute the losses anew for every step"
+    if "donated" in reason:
+        return (
+            "the compiled model gives its buffers away after one backward. Set "
+            "torch._functorch.config.donated_buffer = False before compiling"
+        )
+    return None
