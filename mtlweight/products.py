@@ -67,8 +67,11 @@ def squares_fit(squares: Tensor, dtype: torch.dtype) -> bool:
 def gram_of(rows: Tensor) -> Tensor:
     """Returns the inner products of rows, `[n, n]`, float64, on the host."""
     gram = inner_products(rows, rows).cpu().double()
-    if not squares_fit(gram.diagonal(), rows.dtype):
-        gram = exact_products(rows, rows)
+    squares = gram.diagonal()
+    if not squares_fit(squares, rows.dtype):
+        moves = rows.any(1).cpu()
+        if not squares_fit(squares[moves], rows.dtype):
+            gram = exact_products(rows, rows)
     return gram
 
 

@@ -21,6 +21,13 @@ def updated(old: Tensor, present: Index, new: Tensor) -> Tensor:
     return old.index_copy(0, present, new.to(old.dtype))
 
 
+def filled(num_tasks: int, present: Index, rows: Tensor) -> Tensor:
+    """Returns the rows `[n, P]` of the present tasks among zeros for the absent ones, `[T, P]`."""
+    if isinstance(present, slice):
+        return rows
+    return rows.new_zeros(num_tasks, rows.shape[1]).index_copy_(0, present, rows)
+
+
 def widened(memory: Tensor, gradients: Tensor) -> Tensor:
     """Returns remembered gradients `[..., P]`, with zeros for what was found to be shared since.
 

@@ -39,12 +39,19 @@ class Parts:
 
     def sum(self) -> Tensor:
         """Returns the gradient, `[P]`."""
+        held = self.held()
+        if self.total is not None:
+            return held
+        assert self.coefficients is not None
+        return self.coefficients.to(held) @ held
+
+    def held(self) -> Tensor:
+        """Returns the gradient if it is at hand, else the vectors."""
         if self.total is not None:
             return self.total
-        assert self.coefficients is not None
         vectors = self.vectors() if callable(self.vectors) else self.vectors
         assert vectors is not None
-        return self.coefficients.to(vectors) @ vectors
+        return vectors
 
     def times(self, factor: Tensor) -> Parts:
         """Returns the gradient times a number."""
@@ -218,40 +225,44 @@ class Rows(TaskGradients):
 
     def spend(self, value: Tensor, weights: Tensor, head_weights: Tensor) -> Tensor:
         """Returns the scalar; see `TaskGradients`."""
+        layers = self.layers
 
-        def shared(scale: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        def shared(scale: Tensor, rows: Tensor) -> Iterator[tuple[Tensor | None, Tensor]]:
             scaled = weights * scale.to(weights)
-            yield from self._split(scaled.to(self.rows) @ self.rows)
-            for layer in self.layers:
+            yield None, scaled.to(rows) @ rows
+            for layer in layers:
                 yield from layer.combined(scaled)
 
-        return self._carry(value, shared, head_weights)
+        return self._carry(value, shared, self.rows, head_weights)
 
     def carry(self, value: Tensor, gradient: Tensor | Parts, head_weights: Tensor) -> Tensor:
         """Returns a scalar worth `value` whose backward adds a gradient `[P]` to `.grad`."""
         parts = gradient if isinstance(gradient, Parts) else Parts(None, None, gradient)
+        c = parts.coefficients if parts.total is None else None
 
-        def shared(scale: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            return self._split(parts.times(scale).sum())
+        def shared(scale: Tensor, held: Tensor) -> Iterator[tuple[Tensor | None, Tensor]]:
+            yield None, held * scale.to(held) if c is None else (c * scale.to(c)).to(held) @ held
 
-        return self._carry(value, shared, head_weights)
-
-    def _split(self, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        pieces = torch.split(gradient, self._sizes)
-        for tensor, piece in zip(self.columns, pieces, strict=True):
-            if tensor.requires_grad:
-                yield tensor, piece.view_as(tensor).to(tensor.dtype)
+        return self._carry(value, shared, parts.held(), head_weights)
 
     def _carry(
         self,
         value: Tensor,
-        shared: Callable[[Tensor], Iterator[tuple[Tensor, Tensor]]],
+        shared: Callable[[Tensor, Tensor], Iterator[tuple[Tensor | None, Tensor]]],
+        held: Tensor,
         head_weights: Tensor,
     ) -> Tensor:
-        own = self.own_gradients
+        # What is made at backward must not refer to the rows but through what autograd frees then.
+        own, columns, sizes = self.own_gradients, self.columns, self._sizes
 
-        def produce(scale: Tensor) -> dict[int, Tensor]:
-            made = {id(tensor): gradient for tensor, gradient in shared(scale)}
+        def produce(scale: Tensor, held: Tensor) -> dict[int, Tensor]:
+            made = {}
+            for leaf, gradient in shared(scale, held):
+                if leaf is not None:
+                    made[id(leaf)] = gradient
+                    continue
+                for tensor, piece in zip(columns, torch.split(gradient, sizes), strict=True):
+                    made[id(tensor)] = piece.view_as(tensor).to(tensor.dtype)
             factors = (head_weights * scale.to(head_weights)).unbind()
             for factor, mine in zip(factors, own, strict=True):
                 for leaf, gradient in mine:
@@ -261,7 +272,7 @@ class Rows(TaskGradients):
 
         reached = {id(leaf): leaf for mine in own for leaf, _ in mine}
         points = [tensor for tensor in self.sought.shared if tensor.requires_grad]
-        return _carry(value, produce, [*points, *reached.values()])
+        return _carry(value, produce, [*points, *reached.values()], [held])
 
 
 class Streamed(TaskGradients):
@@ -286,10 +297,15 @@ class Streamed(TaskGradients):
                 if gradient is not None:
                     sent[id(tensor)] = gradient
 
-        def produce(scale: Tensor) -> dict[int, Tensor]:
-            return {key: scale.to(gradient.dtype) * gradient for key, gradient in sent.items()}
+        def produce(scale: Tensor, *held: Tensor) -> dict[int, Tensor]:
+            return {
+                key: scale.to(gradient.dtype) * gradient
+                for key, gradient in zip(keys, held, strict=True)
+            }
 
-        return _carry(value, produce, [t for t in [*shared, *own] if id(t) in sent])
+        keys = list(sent)
+        points = [tensor for tensor in [*shared, *own] if id(tensor) in sent]
+        return _carry(value, produce, points, list(sent.values()))
 
     def _backward(self, tensors: list[Tensor], weights: Tensor) -> Sequence[Tensor | None]:
         """Returns the gradient of the weighted sum of this rank's losses."""
@@ -345,29 +361,43 @@ def _groups(tensors: Sequence[Tensor], chunk: int) -> Iterator[list[Tensor]]:
 
 
 def _carry(
-    value: Tensor, produce: Callable[[Tensor], dict[int, Tensor]], points: Sequence[Tensor]
+    value: Tensor,
+    produce: Callable[..., dict[int, Tensor]],
+    points: Sequence[Tensor],
+    held: Sequence[Tensor],
 ) -> Tensor:
+    """Returns a constant whose gradient at the given points is made when it is asked for.
+
+    Args:
+        value: The constant.
+        produce: Makes the gradients, by identity of the point, from the gradient of the constant
+            and from what is held.
+        points: Where gradients are sent.
+        held: Tensors that a backward frees, as it does with what a network saves.
+    """
     keys = [id(point) for point in points]
 
-    def in_order(scale: Tensor) -> list[Tensor | None]:
-        made = produce(scale)
+    def in_order(scale: Tensor, *held: Tensor) -> list[Tensor | None]:
+        made = produce(scale, *held)
         return [made.get(key) for key in keys]
 
-    return _Carry.apply(value, in_order, *points)  # type: ignore[no-any-return]
+    return _Carry.apply(value, in_order, len(held), *held, *points)  # type: ignore[no-any-return]
 
 
 class _Carry(torch.autograd.Function):
-    """A constant whose gradient at the given points is made when it is asked for."""
+    """A constant with a gradient; see `_carry`."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, produce: Any, *points: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, produce: Any, count: int, *tensors: Tensor) -> Tensor:
         ctx.produce = produce
+        ctx.save_for_backward(*tensors[:count])
         return value.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.produce(grad_output)
+        held = ctx.saved_tensors
+        return None, None, None, *(None for _ in held), *ctx.produce(grad_output, *held)
 
 
 def task_gradients(

@@ -9,8 +9,7 @@ from torch import Tensor
 class Workspace:
     """The memory for T gradients, used again as soon as nothing refers to it any more.
 
-    Four pieces at most are kept: a memory of gradients and the next, and the rows of a step, beside
-    those of the step before while its scalar lives.
+    Three pieces at most are kept: a memory of gradients and the next, and the rows of a step.
     """
 
     def __init__(self) -> None:
@@ -22,7 +21,7 @@ class Workspace:
             if piece.shape == (n * size,) and _matches(piece, like) and _is_free(piece):
                 return piece.view(n, size)
         # Pieces of another size go before the new one comes, or chunks would hold two at a time.
-        self._pieces = [p for p in self._pieces if not _is_free(p)][:3]
+        self._pieces = [p for p in self._pieces if not _is_free(p)][:2]
         piece = like.new_empty(n * size)
         self._pieces.append(piece)
         return piece.view(n, size)

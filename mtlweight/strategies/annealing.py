@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.options import GradientOptions, OptionError, Past, Tasks
+from mtlweight.pieces import in_pieces
 from mtlweight.running import updated
 from mtlweight.strategy import GradientStrategy, Parts
 
@@ -77,8 +78,7 @@ class LRA(GradientStrategy):
         tasks = torch.arange(self.num_tasks, device=gradients.device)[self.present]
         is_main = tasks == self.main
         if gradients.shape[1]:
-            place = is_main.to(torch.int64).argmax(0, keepdim=True)
-            peak, means = self._peak_and_means(gradients.index_select(0, place)[0], gradients)
+            peak, means = self._peak_and_means(gradients, is_main)
             known = is_main.any() & (peak > 0) & (means > 1e-30 * peak) & ~is_main
             new = torch.where(known, peak / means, ratios.to(means)).clamp_max(1e30).to(ratios)
             ratios = torch.where(known, torch.lerp(new, ratios, self.beta), ratios)
@@ -86,10 +86,14 @@ class LRA(GradientStrategy):
         weights = ratios.to(losses)
         return weights, Parts(weights, gradients)
 
-    def _peak_and_means(self, main: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the largest entry of one, and the mean entry of each, over all ranks."""
-        peak: Tensor = torch.linalg.vector_norm(main, ord=float("inf"))
-        sums: Tensor = torch.linalg.vector_norm(gradients, ord=1, dim=1)
+    def _peak_and_means(self, gradients: Tensor, is_main: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the largest entry of the main one, and the mean of each, over all ranks."""
+        sums, peaks = gradients.new_zeros(2, len(gradients))
+        for (g,) in in_pieces(gradients):
+            sizes = g.abs()
+            sums += sizes.sum(1)
+            peaks = torch.maximum(peaks, sizes.amax(1))
+        peak = (peaks * is_main).max()
         if not self.on_features or world_size() == 1:
             return peak, sums / gradients.shape[1]
         dist.all_reduce(peak, dist.ReduceOp.MAX)

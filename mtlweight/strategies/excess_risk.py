@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.options import GradientOptions, Positive, Tasks
-from mtlweight.running import updated, widened
-from mtlweight.strategies.masks import in_pieces
+from mtlweight.pieces import in_pieces, sizes_of
+from mtlweight.running import filled, updated, widened
 from mtlweight.strategies.worst_case import shifted
 from mtlweight.strategy import GradientStrategy, Parts
 
@@ -97,12 +97,12 @@ class ExcessMTL(GradientStrategy):
     def _risks(self, gradients: Tensor) -> Tensor:
         """Returns e, `[n]`."""
         if self.on_features:
-            sizes: Tensor = torch.linalg.vector_norm(gradients, ord=1, dim=1)
-            return sum_over_ranks(sizes) / world_size()
-        past = widened(self.roots, gradients)
-        roots, risks = torch.empty_like(gradients), gradients.new_zeros(len(gradients))
-        for g, old, root in in_pieces(gradients, past[self.present], roots):
+            return sum_over_ranks(sizes_of(gradients)) / world_size()
+        past, risks = widened(self.roots, gradients), gradients.new_zeros(self.num_tasks)
+        everywhere = filled(self.num_tasks, self.present, gradients)
+        roots = self.workspace.borrow(self.num_tasks, past.shape[1], gradients)
+        for g, old, root in in_pieces(everywhere, past, roots):
             torch.hypot(old, g, out=root)
-            risks += (g / root.clamp_min(torch.finfo(g.dtype).tiny)).mul_(g).sum(1)
-        self.roots = updated(past, self.present, roots)
-        return risks
+            risks += (g / root).mul_(g).nansum(1)  # an entry that never was is zero over zero
+        self.roots = roots
+        return risks[self.present]

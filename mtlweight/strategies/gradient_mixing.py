@@ -12,8 +12,9 @@ from torch import Tensor
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.inputs import Metrics, Step
 from mtlweight.options import GradientOptions, NonNegative, OptionError, Past, Positive, Tasks
-from mtlweight.products import row_products
-from mtlweight.running import Index, updated
+from mtlweight.pieces import in_pieces
+from mtlweight.products import row_products, squares_fit, widest
+from mtlweight.running import Index, filled, updated
 from mtlweight.strategies.fixed import per_task
 from mtlweight.strategy import GradientStrategy, Parts, Weighed, among
 from mtlweight.task_gradients import Shared
@@ -90,17 +91,30 @@ class GradientNoise(GradientStrategy):
         if gradients.shape[1] != self.averages.shape[1]:
             self.averages = gradients.new_zeros(self.num_tasks, gradients.shape[1])
             self.forget("seen", "spread", "steps", "square", "noise")
-        means = self.averages[self.present].to(gradients)
-        new = gradients - means
         seen, v = self.record["seen"][here], self.record["spread"][here]
-        noise = row_products(new, new).cpu() / (1 / samples + v)
-        self._note(here, row_products(gradients, means).cpu(), noise, (seen > 0).double())
         gain = (1 - self.smoothing) / (1 - self.smoothing ** (seen + 1))  # of a mean without bias
-        means = means + gain.to(means)[:, None] * new
-        self.averages = updated(self.averages.to(means), self.present, means)
+        square, distance = self._average(gradients, gain)
+        self._note(here, square, distance / (1 / samples + v), (seen > 0).double())
         spread = (1 - gain).square() * v + gain.square() / samples
         self._put(here, seen=seen + 1, spread=spread)
         return samples
+
+    def _average(self, gradients: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Moves $\bar g$; returns $\langle g, \bar g \rangle$ and $\lVert g - \bar g \rVert^2$."""
+        past = self.averages.to(gradients)
+        everywhere = filled(self.num_tasks, self.present, gradients)
+        gains = filled(self.num_tasks, self.present, gain.to(gradients)[:, None])
+        self.averages = self.workspace.borrow(self.num_tasks, past.shape[1], gradients)
+        for dtype in (gradients.dtype, widest(gradients)):
+            square, distance = gradients.new_zeros(2, self.num_tasks, dtype=widest(gradients))
+            for g, m, mean in in_pieces(everywhere, past, self.averages):
+                torch.lerp(m, g, gains, out=mean)
+                g, m = g.to(dtype), m.to(dtype)
+                square += (product := g * m).sum(1)
+                distance += torch.sub(g, m, out=product).square_().sum(1)
+            if squares_fit((distance + 2 * square)[self.present], dtype):
+                break
+        return square[self.present].cpu(), distance[self.present].cpu()
 
     def forget(self, *names: str) -> None:
         """Sets parts of the record to zero."""

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
-from mtlweight.inputs import Metrics
-from mtlweight.options import GradientOptions, OptionError, Past, Positive, Tasks
+from mtlweight.inputs import Metrics, Step
+from mtlweight.options import GramOptions, OptionError, Past, Positive, Tasks
 from mtlweight.running import updated
 from mtlweight.strategies.fixed import per_task
-from mtlweight.strategy import GradientStrategy, Parts, among
+from mtlweight.strategy import GramStrategy, among
+from mtlweight.task_gradients import Rows, TaskGradients
 
 
-class EnCodec(GradientStrategy):
+class EnCodec(GramStrategy):
     r"""The loss balancer of EnCodec: gives each loss its share of the gradient at the output.
 
     $$n_i = \frac1B \sum_b \lVert \partial L_i / \partial y_b \rVert, \qquad
@@ -40,7 +41,7 @@ class EnCodec(GradientStrategy):
         ratios: $\lambda$, positive: a mapping from task name, or `[T]`; equal by default.
         total_norm: R, which is a factor of the learning rate.
         beta: $\beta$, the share of the past in the mean lengths.
-        **options: See `GradientOptions`.
+        **options: See `GramOptions`.
 
     Attributes:
         sums: The numerators of the mean lengths, `[T]`.
@@ -66,11 +67,12 @@ class EnCodec(GradientStrategy):
         ratios: Metrics | None = None,
         total_norm: Positive = 1.0,
         beta: Past = 0.999,
-        **options: Unpack[GradientOptions],
+        **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)
         self.total_norm = total_norm
         self.beta = beta
+        self.lengths: Tensor | None = None
         shares = self.uniform()
         if ratios is not None:
             given = per_task(self.tasks, ratios, "ratios")
@@ -83,43 +85,53 @@ class EnCodec(GradientStrategy):
         self.register_buffer("sums", torch.zeros(self.num_tasks))
         self.register_buffer("counts", torch.zeros(self.num_tasks))
 
-    def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
-        lengths = self._item_lengths(gradients)
+    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
+        lengths = gram.diagonal().sqrt() if self.lengths is None else self.lengths
         moves = lengths > 1e-30 * lengths.max()
-        sums, counts = self.sums[self.present], self.counts[self.present]
-        sums = torch.where(moves, self.beta * sums + lengths.clamp_max(1e30).to(sums), sums)
+        here = self.sums[self.present]
+        sums, counts = here.cpu().double(), self.counts[self.present].cpu().double()
+        sums = torch.where(moves, self.beta * sums + lengths.clamp_max(1e30), sums)
         counts = torch.where(moves, self.beta * counts + 1, counts)
-        self.sums = updated(self.sums, self.present, sums)
-        self.counts = updated(self.counts, self.present, counts)
-        shares = among(self.shares, self.present)
+        self.sums = updated(self.sums, self.present, sums.to(here))
+        self.counts = updated(self.counts, self.present, counts.to(here))
+        shares = among(self.shares, self.present).cpu().double()
         known = counts > 0
-        inverse = torch.where(known, counts / sums.clamp_min(1e-30), 0.0)
+        if not known.any():
+            return shares
+        inverse = counts / sums.clamp_min(1e-30)
         weights = torch.where(known, self.total_norm * shares * inverse, 0.0)
-        others = torch.where(known.any(), weights.sum() / known.sum().clamp_min(1), shares)
-        weights = torch.where(known, weights, others).to(losses)
-        return weights, Parts(weights, gradients)
+        return torch.where(known, weights, weights.sum() / known.sum())
 
-    def _item_lengths(self, gradients: Tensor) -> Tensor:
-        """Returns the length of each gradient, the mean of those of the items, `[n]`."""
-        if not self.on_features:
-            return _lengths(gradients)
-        numbers = {shape[0] if shape else 1 for shape in self.shapes}
-        if len(numbers) > 1:
-            raise ValueError(
-                f"The features in `shared` are of {sorted(numbers)} items, dimension 0 of each: "
-                "give features of the same batch, or `shared=encoder.parameters()`."
-            )
-        items = numbers.pop()
-        sizes = [shape.numel() for shape in self.shapes]
-        per_item = torch.stack(
-            [
-                _lengths(piece.reshape(len(gradients), items, -1))
-                for piece in torch.split(gradients, sizes, dim=1)
-            ]
-        ).square()
-        sums = torch.cat([per_item.sum(0).sqrt().sum(1), per_item.new_tensor([items])])
-        sums = sum_over_ranks(sums)
-        return sums[:-1] / sums[-1] / world_size()
+    def _gram(self, step: Step, gradients: TaskGradients) -> Tensor:
+        """Returns the inner products, and notes the mean length of the items of features."""
+        gram = super()._gram(step, gradients)
+        self.lengths = (
+            _item_lengths(gradients)
+            if isinstance(gradients, Rows) and gradients.of_features
+            else None
+        )
+        return gram
+
+
+def _item_lengths(gradients: Rows) -> Tensor:
+    """Returns the length of each gradient, the mean of those of the items, `[n]`, on the host."""
+    shapes = [tensor.shape for tensor in gradients.columns]
+    numbers = {shape[0] if shape else 1 for shape in shapes}
+    if len(numbers) > 1:
+        raise ValueError(
+            f"The features in `shared` are of {sorted(numbers)} items, dimension 0 of each: "
+            "give features of the same batch, or `shared=encoder.parameters()`."
+        )
+    items, rows = numbers.pop(), gradients.rows
+    per_item = torch.stack(
+        [
+            _lengths(piece.reshape(len(rows), items, -1))
+            for piece in torch.split(rows, [shape.numel() for shape in shapes], dim=1)
+        ]
+    ).square()
+    sums = torch.cat([per_item.sum(0).sqrt().sum(1), per_item.new_tensor([items])])
+    sums = sum_over_ranks(sums).cpu().double()
+    return sums[:-1] / sums[-1] / world_size()
 
 
 def _lengths(x: Tensor) -> Tensor:

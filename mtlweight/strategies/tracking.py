@@ -12,7 +12,7 @@ from torch import Tensor
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.inputs import Step
 from mtlweight.options import GradientOptions, NonNegative, Past, Positive, Tasks
-from mtlweight.products import exact_products, rounding_of, without_rounding
+from mtlweight.products import gram_of, rounding_of, without_rounding
 from mtlweight.running import updated, widened
 from mtlweight.strategies.config import equal_cosines
 from mtlweight.strategies.double_sampling import descended
@@ -217,7 +217,8 @@ class MConFIG(GradientStrategy):
         """Takes the gradient of the task whose turn it is into its average."""
         turn = self._turn()
         task = turn if isinstance(self.present, slice) else int(self.present[turn])
-        averages = widened(self.averages, gradients).clone()
+        past = widened(self.averages, gradients)
+        averages = self.workspace.borrow(self.num_tasks, past.shape[1], past).copy_(past)
         averages[task] = torch.lerp(gradients[turn], averages[task], self.beta1)
         self.averages = averages
         here = torch.arange(self.num_tasks, device=self.turns.device) == task
@@ -252,7 +253,7 @@ def _gram(rows: Tensor, over_ranks: bool = False) -> Tensor:
 
     Rows shorter than the longest by a factor of 1e30 count as none, as no weight makes up for it.
     """
-    gram = exact_products(rows, rows)
+    gram = gram_of(rows)
     if over_ranks and world_size() > 1:
         gram = sum_over_ranks(gram.to(rows.device)).cpu() / world_size() ** 2
     return without_rounding(gram)

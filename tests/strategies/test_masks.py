@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtlweight import GradDrop, TrimmedMean
 from mtlweight.options import OptionError
+from mtlweight.strategies import masks
 from tests.contract.strategies import plane, solve
 from tests.contract.test_vectors import J3
 
@@ -106,6 +107,15 @@ def test_lots_of_columns_are_drawn_apart() -> None:
     assert (halves[0] == halves[1]).float().mean().item() == pytest.approx(0.5, abs=0.01)
 
 
+def test_lots_are_uniform() -> None:
+    lots = masks._lots(200_001, torch.Generator().manual_seed(0))
+    assert lots.shape == (200_001,)
+    assert lots.abs().max() < 1
+    counts = lots.histc(16, -1, 1)
+    assert ((counts - 12_500).abs() < 5 * 12_500**0.5).all()
+    assert (lots[:-1] * lots[1:]).mean().item() == pytest.approx(0, abs=0.005)
+
+
 def test_zero_gradients() -> None:
     rows = jacobian(0)
     rows[1] = 0
@@ -140,7 +150,7 @@ def test_features_share_the_lot_of_a_coordinate(
         gradients = gradients.view(3, 5, 2, 4)
         draws = torch.rand(8, generator=torch.Generator().manual_seed(seed)).double()
         with monkeypatch.context() as patch:
-            patch.setattr(torch, "rand", lambda n, generator, draws=draws: draws)
+            patch.setattr(masks, "_lots", lambda *_, draws=draws: 2 * draws - 1)
             got, w = drop_on(z, gradients, leak=leak)
         x = (gradients * z.sign()).sum(1).view(3, 8)
         p = (1 + x.sum(0) / x.abs().sum(0)) / 2

@@ -49,6 +49,7 @@ def test_graddrop_of_torchjd(
     leak = torch.linspace(0, 1, tasks, dtype=torch.float64)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "rand", lambda *_, **__: lots)
+        patch.setattr("mtlweight.strategies.masks._lots", lambda *_: 2 * lots - 1)
         peer = torchjd_aggregation.GradDrop(leak=leak if leaky else None)(rows)
         d, _ = solve(GradDrop(tasks, leak=leak.tolist() if leaky else 0.0), rows)
     torch.testing.assert_close(d, peer, rtol=1e-6, atol=1e-6 * rows.abs().max().item())
@@ -124,6 +125,7 @@ def test_graddrop_on_features_of_libmtl(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "rand_like", lambda *_: lots)
         patch.setattr(torch, "rand", rand)
+        patch.setattr("mtlweight.strategies.masks._lots", lambda *_: 2 * lots.reshape(-1) - 1)
         model.backward(losses, leak=leak)
         strategy = GradDrop(3, leak=leak)
         strategy([10 + (row * features).sum() for row in rows], shared=features).backward()
