@@ -19,6 +19,19 @@ WAVE = 6
 MOST_ROUNDS = 300
 
 
+class Clock:
+    """A clock that is moved on by the times that were measured."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def read(self) -> float:
+        return self.now
+
+    def move(self, seconds: Iterator[float]) -> None:
+        self.now += next(seconds)
+
+
 @dataclass
 class Result:
     """What was measured of one contender.

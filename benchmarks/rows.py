@@ -39,11 +39,13 @@ def read(paths: Iterable[Path]) -> tuple[list[Row], list[Row], Row]:
         machine = data["machine_info"]
         for benchmark in data["benchmarks"]:
             info = benchmark["extra_info"]
+            if "strategy" not in info:  # the degradation's
+                continue
             row = {k: v for k, v in info.items() if not k.startswith("seconds_of_")}
             row |= {"median": benchmark["stats"]["median"], "rounds": benchmark["stats"]["rounds"]}
             rows[_identity(row)] = row
             refused.pop(_identity(row), None)
-        for row in data["cannot_run"]:
+        for row in (row for row in data["cannot_run"] if "strategy" in row):
             refused[_identity(row)] = row
             rows.pop(_identity(row), None)
     return list(rows.values()), list(refused.values()), machine

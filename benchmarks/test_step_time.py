@@ -8,7 +8,6 @@ clock that it gives to pytest-benchmark, whose tables, JSON and comparisons then
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import pytest
 
 from benchmarks.conftest import CANNOT_RUN
 from benchmarks.contenders import Contender, Group, limits, ours
-from benchmarks.measure import Result, measure, set_up
+from benchmarks.measure import Clock, Result, measure, set_up
 from benchmarks.peers import peers
 from benchmarks.problems import build_problem
 
@@ -63,19 +62,6 @@ def contenders(unit: Unit) -> list[Contender]:
 
 
 CASES = [Case(unit, contender) for unit in UNITS for contender in contenders(unit)]
-
-
-class Clock:
-    """A clock that is moved on by the times that were measured."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def read(self) -> float:
-        return self.now
-
-    def move(self, seconds: Iterator[float]) -> None:
-        self.now += next(seconds)
 
 
 CLOCK = Clock()

@@ -15,9 +15,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
+from mtlweight_sr.explaining import explain
+from mtlweight_sr.feeding import CACHE_BYTES
 from mtlweight_sr.settings import RuntimeSettings
 from mtlweight_sr.study import PRESETS, AblationConfig, run_ablation
-from mtlweight_sr.study.command_line import ablation_config, explain
+from mtlweight_sr.study.command_line import ablation_config
 from mtlweight_sr.study.display import Display, print_table
 from mtlweight_sr.training import TrainingInterrupted
 
@@ -43,6 +45,7 @@ def main(
     iterations: Annotated[int | None, typer.Option(help="Steps per interval.")] = None,
     batch: Annotated[int | None, typer.Option(help="Crops per step.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of HR crops.")] = None,
+    context: Annotated[int | None, typer.Option(help="Degraded around them, then cut off.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The first one.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs per arm, with seeds 0, 1, ...")] = None,
     gamma: Annotated[float | None, typer.Option(help="Focus of focal_achievement.")] = None,
@@ -55,6 +58,10 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0, ...")] = "auto",
     amp: Annotated[bool, typer.Option(help="Run the network in bfloat16.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
+    cache: Annotated[
+        str, typer.Option(help="Where decoded images are kept: none, host or device.")
+    ] = "none",
+    cache_gb: Annotated[float, typer.Option(help="The most they may take.")] = CACHE_BYTES / 1e9,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
     resume: Annotated[bool, typer.Option(help="Go on with the runs in the folder.")] = False,
     baseline: Annotated[bool, typer.Option(help="Also run equal weights.")] = True,
@@ -66,6 +73,7 @@ def main(
         "iterations": iterations,
         "batch_size": batch,
         "crop": crop,
+        "context": context,
         "learning_rate": learning_rate,
         "amp": amp or None,
     }
@@ -80,7 +88,9 @@ def main(
         "out": out,
     }
     try:
-        runtime = RuntimeSettings(device=device, workers=workers)
+        runtime = RuntimeSettings(
+            device=device, workers=workers, cache=cache, cache_bytes=round(cache_gb * 1e9)
+        )
         config: AblationConfig = ablation_config(
             preset,
             strategy=strategy,

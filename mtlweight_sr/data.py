@@ -8,16 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-_MODES = frozenset({"RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr"})
-# Second word of the key of the crops' generator: apart from whatever else uses the same seed.
-_CROP_STREAM = 0x63726F70
+from mtlweight_sr.crops import Place, PlaceDraws
+from mtlweight_sr.image_files import SUFFIXES, decode, size_of
 
 _BUNDLED: dict[str, tuple[tuple[str, str], ...]] = {
     "train": (
@@ -57,7 +53,7 @@ class Photographs(Dataset[Tensor]):
             raise ValueError(f"`cache_bytes` must be at least 0, got {cache_bytes}.")
         self.files = tuple(files)
         self.names = tuple(names)
-        self.sizes = tuple(_size(file) for file in self.files)
+        self.sizes = tuple(size_of(file) for file in self.files)
         self._cache: dict[int, Tensor] = {}
         self._cache_left = cache_bytes
         self._hash: str | None = None
@@ -75,15 +71,28 @@ class Photographs(Dataset[Tensor]):
             IndexError: there is no such image.
             ValueError: the file cannot be decoded.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"`index` must be in [0, {len(self) - 1}], got {index}.")
+        self.check_index(index)
         if index in self._cache:
             return self._cache[index]
-        image = _decode(self.files[index])
+        image = decode(self.files[index])
         if image.nbytes <= self._cache_left:
             self._cache[index] = image
             self._cache_left -= image.nbytes
         return image
+
+    def check_index(self, index: int) -> None:
+        """Refuses what is no image's place.
+
+        Raises:
+            IndexError: there is no such image.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"`index` must be in [0, {len(self) - 1}], got {index}.")
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes that all pixels take together."""
+        return sum(3 * height * width for height, width in self.sizes)
 
     def content_hash(self) -> str:
         """SHA-256 over the files' bytes in the order of their indices; names do not enter."""
@@ -119,11 +128,11 @@ class PhotographFolder(Photographs):
         folder = Path(root)
         if not folder.is_dir():
             raise FileNotFoundError(f"`root` must be a folder of images, got {str(root)!r}.")
-        files = [path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES]
+        files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
         files = sorted(path for path in files if path.is_file())
         if not files:
             raise FileNotFoundError(
-                f"`root` must hold {', '.join(sorted(_SUFFIXES))} files, {str(root)!r} has none."
+                f"`root` must hold {', '.join(sorted(SUFFIXES))} files, {str(root)!r} has none."
             )
         names = [path.relative_to(folder).as_posix() for path in files]
         super().__init__(files, names, cache_bytes=cache_bytes)
@@ -151,7 +160,7 @@ class BundledPhotographs(Photographs):
         if split not in _BUNDLED:
             raise ValueError(f"`split` must be 'train' or 'val', got {split!r}.")
         files = [_package_folder(package) / path for package, path in _BUNDLED[split]]
-        size = sum(3 * height * width for height, width in map(_size, files))
+        size = sum(3 * height * width for height, width in map(size_of, files))
         super().__init__(files, [file.stem for file in files], cache_bytes=size)
 
 
@@ -186,61 +195,31 @@ class CropDataset(Dataset[Crop]):
         _check_large_enough(source, crop)
         self.source = source
         self.crop = crop
+        self._draw = PlaceDraws()
 
     def __len__(self) -> int:
         """Number of photographs."""
         return len(self.source)
 
     def __getitem__(self, key: int) -> Crop:
-        index = int(key)
-        task, seed = int(getattr(key, "task", 0)), int(getattr(key, "seed", index))
+        index, task, seed, place = self.read(key)
         image = self.source.image(index)
-        _, height, width = image.shape
-        generator = np.random.Generator(
-            np.random.Philox(key=np.array([seed, _CROP_STREAM], dtype=np.uint64))
-        )
-        bounds = [height - self.crop + 1, width - self.crop + 1, 2, 4]
-        top, left, flip, turns = (int(value) for value in generator.integers(bounds))
-        pixels = image[:, top : top + self.crop, left : left + self.crop]
-        if flip:
+        pixels = image[:, place.top : place.top + self.crop, place.left : place.left + self.crop]
+        if place.flip:
             pixels = pixels.flip(-1)
-        pixels = pixels.rot90(turns, (-2, -1)).clone(memory_format=torch.contiguous_format)
+        pixels = pixels.rot90(place.turns, (-2, -1)).clone(memory_format=torch.contiguous_format)
         return Crop(pixels, task, seed)
 
+    def read(self, key: int) -> tuple[int, int, int, Place]:
+        """What a key stands for, without a look at pixels: image, task, seed, place.
 
-def _size(file: Path) -> tuple[int, int]:
-    """Height and width from the header, after the camera's orientation."""
-    with _open(file) as image:
-        if image.mode not in _MODES:
-            raise ValueError(
-                f"{str(file)!r} must have 8 bits per channel, got mode {image.mode!r}; "
-                "convert it before."
-            )
-        # Not image.getexif(): for a PNG it decodes all pixels.
-        exif = Image.Exif()
-        exif.load(image.info.get("exif", b""))
-        width, height = image.size
-    return (width, height) if exif.get(0x0112, 1) in (5, 6, 7, 8) else (height, width)
-
-
-def _open(file: Path) -> Image.Image:
-    try:
-        return Image.open(file)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{str(file)!r} is not an image that can be read.") from error
-
-
-def _decode(file: Path) -> Tensor:
-    with _open(file) as image:
-        try:
-            upright = ImageOps.exif_transpose(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{str(file)!r} cannot be decoded: {error}.") from error
-        if upright.mode == "P":
-            # A palette may carry transparency, which Pillow converts by way of RGBA alone.
-            upright = upright.convert("RGBA")
-        pixels = np.array(upright.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        Raises:
+            IndexError: there is no such image.
+        """
+        index = int(key)
+        self.source.check_index(index)
+        task, seed = int(getattr(key, "task", 0)), int(getattr(key, "seed", index))
+        return index, task, seed, self._draw(seed, *self.source.sizes[index], self.crop)
 
 
 def _check_large_enough(source: Photographs, crop: int) -> None:

@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import Tensor
 
 from mtlweight_sr.data import Photographs
-from mtlweight_sr.degradation import DegradationParameters
+from mtlweight_sr.task_draws import TaskDraws
 from mtlweight_sr.validation import ValidationSet
 
-__all__ = ["Problem", "TaskDraws"]
-
-
-class TaskDraws(Protocol):
-    """What training reads of a task space."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the tasks; a task's id is its place."""
-
-    def draw(
-        self, task_ids: Tensor, ids: Sequence[int] | Tensor, seed: int, stream: int = 0
-    ) -> DegradationParameters:
-        """Parameters of samples of given tasks, a function of the arguments alone."""
-
-    def describe(self) -> str:
-        """The definition of every task in words."""
+__all__ = ["Problem"]
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from torch import Tensor
 from mtlweight import Equal
 from mtlweight_sr.degradation import DegradationParameters, degrade
 from mtlweight_sr.evaluation import Scores
-from mtlweight_sr.problem import Problem, TaskDraws
+from mtlweight_sr.problem import Problem
 from mtlweight_sr.settings import Metric, ModelSettings, RuntimeSettings, TrainingSettings
+from mtlweight_sr.task_draws import TaskDraws, TaskIds, checked_task_ids
 from mtlweight_sr.training import CHECKPOINT, Observer, Trainer
 from mtlweight_sr.training_files import save_checkpoint, write_json
 
@@ -27,7 +28,7 @@ _FORMAT = 1
 _PROBES = 16
 
 
-class OneTask:
+class OneTask(TaskDraws):
     """A task of a space by itself: the same samples for the same ids and seed.
 
     Args:
@@ -41,15 +42,17 @@ class OneTask:
     def __init__(self, tasks: TaskDraws, name: str) -> None:
         if name not in tasks.names:
             raise ValueError(f"`name` must be one of {', '.join(tasks.names)}, got {name!r}.")
-        self._tasks = tasks
-        self._id = tasks.names.index(name)
-        self.names: tuple[str, ...] = (name,)
+        self._tasks, self._name = tasks, name
+        self.space = tasks.space
+        self.names = (name,)
+        self.masses = {name: tasks.masses[name]}
 
     def draw(
-        self, task_ids: Tensor, ids: Sequence[int] | Tensor, seed: int, stream: int = 0
+        self, task_ids: TaskIds, ids: Sequence[int] | Tensor, seed: int, stream: int = 0
     ) -> DegradationParameters:
         """Parameters of samples of the task; its id here is 0."""
-        return self._tasks.draw(torch.full_like(task_ids, self._id), ids, seed, stream)
+        checked_task_ids(task_ids, self.names, len(ids))
+        return self._tasks.draw(self._name, ids, seed, stream)
 
     def describe(self) -> str:
         """The definitions of the space it is from."""

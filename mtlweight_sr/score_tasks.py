@@ -3,56 +3,32 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from mtlweight_sr.degradation.mixture import Space
 from mtlweight_sr.degradation.parameters import DegradationParameters
-from mtlweight_sr.degradation.sampling import draw_rows, parameters_from_cube
-from mtlweight_sr.degradation.space import DegradationSpace
-from mtlweight_sr.degradation.strength import effective_blur, effective_noise
+from mtlweight_sr.degradation.sampling import draw_parameters, draw_rows, parameters_from_cube
+from mtlweight_sr.degradation.strength import effective_strength
+from mtlweight_sr.task_draws import TaskDraws, TaskIds, checked_task_ids
 
-__all__ = ["ScoreTaskSpace", "checked_task_ids"]
+__all__ = ["ScoreTaskSpace"]
 
 _ATTEMPTS = 4
 _CALIBRATION_ROWS = 16384
 _CALIBRATION_STREAM = 2**32 - 1
-
-
-def checked_task_ids(task_ids: Tensor, tasks: int, samples: int) -> Tensor:
-    """Task ids `[samples]` on the CPU in int64, refused where they are no places among `tasks`."""
-    if task_ids.is_floating_point() or task_ids.is_complex() or task_ids.dtype == torch.bool:
-        raise TypeError(
-            f"expected `task_ids` of integers, got {task_ids.dtype}; write task_ids.long()"
-        )
-    task_ids = task_ids.cpu().long()
-    if task_ids.shape != (samples,):
-        raise ValueError(
-            f"expected one of `task_ids` per id, got shape {list(task_ids.shape)} for {samples} "
-            f"ids; write torch.full(({samples},), task)"
-        )
-    if samples and not (int(task_ids.min()) >= 0 and int(task_ids.max()) < tasks):
-        raise ValueError(
-            f"expected `task_ids` in [0, {tasks}), got {int(task_ids.min())} to "
-            f"{int(task_ids.max())}; write places in `names`"
-        )
-    return task_ids
-
-
-def _scores(parameters: DegradationParameters) -> tuple[Tensor, Tensor]:
-    return effective_blur(parameters), effective_noise(parameters)
+_AT_ONCE = 2048  # all kernels of a calibration at once would take gigabytes
 
 
 @lru_cache(maxsize=8)
-def _calibrate(space: DegradationSpace) -> tuple[float, float, tuple[Fraction, ...]]:
+def _calibrate(space: Space) -> tuple[float, float, tuple[Fraction, ...]]:
     """Medians of both scores, and the share of each of the four tasks, over fixed rows."""
-    cube, _, seeds = draw_rows(range(_CALIBRATION_ROWS), 0, _CALIBRATION_STREAM)
-    rows = parameters_from_cube(space, cube, seeds)
-    # In parts: all kernels at once would take gigabytes.
-    scores = [_scores(rows[i : i + 2048]) for i in range(0, len(rows), 2048)]
+    rows = draw_parameters(space, range(_CALIBRATION_ROWS), 0, _CALIBRATION_STREAM)
+    scores = [effective_strength(rows[i : i + _AT_ONCE]) for i in range(0, len(rows), _AT_ONCE)]
     blur, noise = (torch.cat(some) for some in zip(*scores, strict=True))
     # The middle of an even number of values: the mean of the two middle ones leaves exactly half on
     # either side.
@@ -64,7 +40,7 @@ def _calibrate(space: DegradationSpace) -> tuple[float, float, tuple[Fraction, .
     return middle[0], middle[1], shares
 
 
-class ScoreTaskSpace:
+class ScoreTaskSpace(TaskDraws):
     """Four tasks cut at the medians of effective blur and noise; used like a `TaskSpace`.
 
     The scores (`effective_blur`, `effective_noise`) follow the image through both stages, so these
@@ -78,35 +54,38 @@ class ScoreTaskSpace:
     Args:
         space: The distribution.
 
+    Attributes:
+        space: The distribution.
+        names: mild, blur, noise, severe.
+        masses: Natural probability of every task, as measured; they sum to 1.
+        blur_median: Where effective blur is cut, in HR pixels.
+        noise_median: Where effective noise is cut, of 1.
+
     Raises:
         ValueError: A space on which one of the tasks has no probability, for example without noise.
     """
 
-    names = ("mild", "blur", "noise", "severe")
-
-    def __init__(self, space: DegradationSpace) -> None:
+    def __init__(self, space: Space) -> None:
         self.space = space
-        self.blur_median, self.noise_median, self._shares = _calibrate(space)
-        if 0 in self._shares:
+        self.names = ("mild", "blur", "noise", "severe")
+        self.blur_median, self.noise_median, shares = _calibrate(space)
+        if 0 in shares:
             raise ValueError(
                 "expected a space in which both effective blur and noise vary, got shares "
-                f"{self._shares} for {self.names}; write TaskSpace with tasks of your own"
+                f"{', '.join(map(str, shares))} for {', '.join(self.names)}; write TaskSpace with "
+                "tasks of your own"
             )
-
-    @property
-    def masses(self) -> dict[str, Fraction]:
-        """Natural probability of every task, as measured at construction; they sum to 1."""
-        return dict(zip(self.names, self._shares, strict=True))
+        self.masses: Mapping[str, Fraction] = dict(zip(self.names, shares, strict=True))
 
     def draw(
-        self, task_ids: Tensor, ids: Sequence[int] | Tensor, seed: int, stream: int = 0
+        self, task_ids: TaskIds, ids: Sequence[int] | Tensor, seed: int, stream: int = 0
     ) -> DegradationParameters:
         """Parameters of samples of given tasks; arguments and errors as in `TaskSpace.draw`.
 
         A sample is the first row of its id's own sequence that belongs to its task.
         """
         cube, _, seeds = draw_rows(ids, seed, stream)
-        task_ids = checked_task_ids(task_ids, len(self.names), len(seeds))
+        tasks = checked_task_ids(task_ids, self.names, len(seeds))
         identities = torch.as_tensor(ids)
         pending = torch.arange(len(seeds))
         for start in itertools.count(0, _ATTEMPTS):
@@ -117,7 +96,7 @@ class ScoreTaskSpace:
             ]
             rows = torch.stack([row for row, _, _ in tries], 1)
             keys = torch.stack([key for _, _, key in tries], 1)
-            fits = self.assign(rows.flatten(0, 1)).view(-1, _ATTEMPTS) == task_ids[pending, None]
+            fits = self.assign(rows.flatten(0, 1)).view(-1, _ATTEMPTS) == tasks[pending, None]
             first, found = fits.byte().argmax(1), fits.any(1)
             done = found.nonzero()[:, 0]
             cube[pending[done]] = rows[done, first[done]]
@@ -125,18 +104,11 @@ class ScoreTaskSpace:
             pending = pending[~found]
         return parameters_from_cube(self.space, cube, seeds)
 
-    def draw_natural(
-        self, ids: Sequence[int] | Tensor, seed: int, stream: int = 0
-    ) -> DegradationParameters:
-        """Parameters from the whole space; `assign` tells the task of each row."""
-        cube, _, seeds = draw_rows(ids, seed, stream)
-        return parameters_from_cube(self.space, cube, seeds)
-
     def assign(self, cube: Tensor | DegradationParameters) -> Tensor:
         """The task of each row, `[B]`, from a cube `[B, 38]` or the parameters made from it."""
         if isinstance(cube, Tensor):
             cube = parameters_from_cube(self.space, cube, torch.zeros(len(cube), dtype=torch.long))
-        blur, noise = _scores(cube)
+        blur, noise = effective_strength(cube)
         return (blur >= self.blur_median).long() + 2 * (noise >= self.noise_median).long()
 
     def describe(self) -> str:

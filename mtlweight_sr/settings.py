@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
+from mtlweight_sr.feeding import CACHE_BYTES, Cache
 from mtlweight_sr.models import build_model
 
 __all__ = ["Metric", "ModelSettings", "RuntimeSettings", "Spend", "TrainingSettings"]
@@ -62,6 +63,11 @@ class TrainingSettings(_Settings):
         iterations: training steps per interval.
         batch_size: samples per step, at least one.
         crop: side of the HR crops in pixels, a multiple of the scale.
+        context: how much larger than that the squares are that are cut out and degraded, in
+            pixels, a multiple of the scale; the crop is cut out of them after that, at a place of
+            its own. It keeps the borders of filters out of the crops, and moves the blocks of JPEG
+            about in them; Real-ESRGAN has 144, and 32 costs half as much. 0 (default) degrades the
+            crops themselves.
         spend: `"loss"` weighs the losses of equally many samples per task; `"data"` turns the
             weights into numbers of samples, and weighs every sample alike.
         metric: what the strategy gets at the end of an interval: `"psnr"` (dB) or `"ssim"`.
@@ -85,6 +91,7 @@ class TrainingSettings(_Settings):
     iterations: _Count
     batch_size: _Count
     crop: _Count
+    context: Annotated[int, Field(ge=0)] = 0
     spend: Spend = "loss"
     metric: Metric = "psnr"
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -111,6 +118,11 @@ class TrainingSettings(_Settings):
         """Training steps in all."""
         return self.intervals * self.iterations
 
+    @property
+    def side(self) -> int:
+        """Side of the squares that are cut out of photographs."""
+        return self.crop + self.context
+
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         done = step / self.steps
@@ -129,6 +141,9 @@ class RuntimeSettings(_Settings):
     Attributes:
         device: as torch names it; `"auto"` takes an accelerator of CUDA's kind where there is one.
         workers: processes that load crops; 0 loads in the training process.
+        cache: where decoded photographs are kept, as `CropLoader` has it: `"none"` decodes one for
+            every crop, `"host"` and `"device"` decode each once.
+        cache_bytes: the most that they may take; a set that takes more is refused.
         checkpoint_every: steps between two checkpoints; one is also written after each interval.
         log_every: steps between two lines on training in the log.
         tensorboard: whether to write TensorBoard's files too.
@@ -136,6 +151,8 @@ class RuntimeSettings(_Settings):
 
     device: str = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
+    cache: Cache = "none"
+    cache_bytes: _Count = CACHE_BYTES
     checkpoint_every: _Count = 500
     log_every: _Count = 50
     tensorboard: bool = True

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from mtlweight import QuotaSampler, Strategy, rows_by_task, task_means
 from mtlweight.running import RunningMean
-from mtlweight_sr.data import Crop, CropDataset
+from mtlweight_sr.data import CropDataset
 from mtlweight_sr.degradation import degrade
+from mtlweight_sr.degradation.crop import crop_pair
 from mtlweight_sr.evaluation import evaluate
+from mtlweight_sr.feeding import CropBatch, CropLoader
 from mtlweight_sr.learner import Learner, TrainingDiverged
+from mtlweight_sr.pace import Pace
 from mtlweight_sr.problem import Problem
 from mtlweight_sr.settings import RuntimeSettings, Spend, TrainingSettings
 from mtlweight_sr.surroundings import (
     Board,
     deterministic,
-    ignore_interrupts,
     interruptible,
     tensorboard,
 )
@@ -98,7 +98,7 @@ class Trainer:
     numbers of samples of the next interval.
 
     A run that was interrupted and loaded ends in the same bits as one that was not, on the same
-    kind of machine, whatever the number of workers.
+    kind of machine, whatever the number of workers and wherever photographs are cached.
 
     Args:
         model: the network; it is moved to the device and trained in place.
@@ -113,6 +113,9 @@ class Trainer:
         learner: the network, its moving average and optimizer.
         step: the number of steps so far.
         history: the intervals so far.
+        loader: where the crops come from.
+        pace: the speed of the interval that runs, or ran last, and its waiting for data. It goes
+            to `pace.jsonl`, apart from the log, which is the same in every run.
 
     Raises:
         ValueError: the strategy has other tasks, or sizes do not fit.
@@ -152,15 +155,15 @@ class Trainer:
         self._counts = torch.zeros(len(self.names), dtype=torch.int64)
         self._stop = False
         self._log = JsonLines(self.folder / "log.jsonl")
-        self._loader: DataLoader[Crop] = DataLoader(
-            CropDataset(problem.photographs, settings.crop),
-            batch_sampler=self.sampler,
-            num_workers=self.runtime.workers,
-            persistent_workers=self.runtime.workers > 0,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=ignore_interrupts,
-            # Its own generator: by default every pass would draw from the global one.
-            generator=torch.Generator().manual_seed(settings.seed),
+        self._pace_log = JsonLines(self.folder / "pace.jsonl")
+        self.pace = Pace()
+        self.loader = CropLoader(
+            CropDataset(problem.photographs, settings.side),
+            self.sampler,
+            device=self.device,
+            workers=self.runtime.workers,
+            cache=self.runtime.cache,
+            cache_bytes=self.runtime.cache_bytes,
         )
 
     def run(self) -> list[IntervalRecord]:
@@ -237,8 +240,8 @@ class Trainer:
         return self.settings.model_dump(mode="json") | strategy
 
     def _train_interval(self, board: Board) -> None:
-        started, first = time.perf_counter(), self.step
-        for batch in self.sampler.track(self._loader):
+        self.pace = Pace()
+        for batch in self.sampler.track(self.pace.watch(self.loader)):
             losses = self._train_on(batch)
             self.step += 1
             if self.step % self.runtime.log_every == 0:
@@ -249,13 +252,24 @@ class Trainer:
             if self.step % self.runtime.checkpoint_every == 0:
                 self.save()
             self._heed()
-        rate = (self.step - first) / (time.perf_counter() - started)
-        board.add_scalar("steps_per_second", rate, self.step)
+        pace = self.pace
+        self._pace_log.append(
+            {
+                "step": self.step,
+                "steps": pace.steps,
+                "seconds": pace.seconds,
+                "waiting": pace.waiting,
+            }
+        )
+        board.add_scalar("steps_per_second", pace.steps_per_second, self.step)
+        board.add_scalar("waiting_for_data", pace.waiting_share, self.step)
 
-    def _train_on(self, batch: Crop) -> dict[str, Tensor]:
-        tasks, seeds = torch.as_tensor(batch.task), torch.as_tensor(batch.seed)
-        hr = batch.image.to(self.device, non_blocking=True).float() / 255
+    def _train_on(self, batch: CropBatch) -> dict[str, Tensor]:
+        tasks, seeds = batch.tasks, batch.seeds
+        hr = batch.images.float() / 255
         lr = degrade(hr, self.problem.tasks.draw(tasks, seeds, self.settings.seed, _STREAM))
+        if self.settings.context:
+            hr, lr = crop_pair(hr, lr, self.settings.crop, seeds, self.problem.validation.scale)
         sample_losses, losses = self._forward(lr, hr, tasks)
         self._counts += torch.bincount(tasks, minlength=len(self.names))
         # Looked at before the strategy sees them: a bad batch must not enter its state.
@@ -349,8 +363,8 @@ def _check(strategy: Strategy, problem: Problem, settings: TrainingSettings) -> 
             f"`strategy` must be built for the tasks {list(names)}, got {list(strategy.tasks)}; "
             "write build(name, problem.tasks.names)."
         )
-    if settings.crop % problem.validation.scale:
-        raise ValueError(
-            f"`crop` must be a multiple of the scale {problem.validation.scale}, got "
-            f"{settings.crop}."
-        )
+    for name in ("crop", "context"):
+        if (value := getattr(settings, name)) % problem.validation.scale:
+            raise ValueError(
+                f"`{name}` must be a multiple of the scale {problem.validation.scale}, got {value}."
+            )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,35 @@ import torch
 from torch import Tensor
 
 from mtlweight_sr.data import Photographs
+from mtlweight_sr.degradation import draw_seeds
 from mtlweight_sr.degradation.parameters import DegradationParameters
-from mtlweight_sr.tasks import ScoreTaskSpace, TaskSpace
-from mtlweight_sr.validation_files import read_image, read_manifest, write_set
+from mtlweight_sr.degradation.pipeline import Compat
+from mtlweight_sr.task_draws import TaskDraws
+from mtlweight_sr.validation_files import (
+    check_files,
+    new_folder,
+    read_image,
+    read_manifest,
+    write_set,
+)
 
 NATURAL = "natural"
 """Name of the further set whose degradations are drawn from the whole space."""
-_TASK_STREAM, _NATURAL_STREAM = 0, 1
+_TASK_STREAM, _NATURAL_STREAM, _NOISE_STREAM = 0, 1, 2**16
 
 
 class ValidationSet:
     """Pairs of LR and HR images for each task, read from a folder that never changes.
 
     The folder holds 8-bit PNG files and `manifest.json`: what was asked for (seed, scale, crop,
-    task definitions, hash of the photographs), the versions that made it, the row of the unit
-    cube and the noise seed behind each LR image (numbers as hexadecimal floats, exact), and the
-    SHA-256 of each file.
+    task definitions, hash of the photographs), the versions that made it, the parameters of each LR
+    image in words and in numbers (exact, with the row of the unit cube and the noise seed), and the
+    SHA-256 of each file and of its pixels. The manifest and the photographs are enough to make the
+    set again, bit for bit (`mtlweight_sr.validation_rebuild`).
 
     Image `i` is drawn with id `i` in every task. Where tasks are boxes, that is the same row of the
-    cube, mapped into each task's part, and the same noise seed: differences between tasks are
-    paired, hence far less noisy than with independent draws.
+    cube, mapped into each task's part: differences between tasks are paired, hence far less noisy
+    than with independent draws. Noise fields are a function of seed, image and task.
 
     Attributes:
         path: the folder.
@@ -64,13 +72,14 @@ class ValidationSet:
     def build(
         cls,
         source: Photographs,
-        task_space: TaskSpace | ScoreTaskSpace,
+        task_space: TaskDraws,
         *,
         seed: int,
         crop: int | None,
         out: Path | str,
         images: int | None = None,
         natural: bool = False,
+        compat: Compat | None = None,
     ) -> ValidationSet:
         """Degrade the photographs and write the set; the folder appears complete or not at all.
 
@@ -84,6 +93,7 @@ class ValidationSet:
             images: how many photographs to take, from the first; None takes all.
             natural: also make a set with independent draws from the whole space, by its natural
                 probabilities.
+            compat: as `degrade` takes it.
 
         Raises:
             FileExistsError: `out` exists.
@@ -92,42 +102,39 @@ class ValidationSet:
         out = Path(out)
         count = _checked_count(source, task_space, crop, images)
         draws = _draw(task_space, count, seed, natural)
-        request = _request(source, task_space, seed, crop, count, draws)
-        if out.exists():
-            raise FileExistsError(f"`out` must not exist yet, got {str(out)!r}.")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-        try:
-            manifest = write_set(unfinished, source, crop, request, draws)
-            if out.exists():
-                raise FileExistsError(f"{str(out)!r} was made by another process meanwhile.")
-            unfinished.rename(out)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        request = _request(source, task_space, seed, crop, count, draws, compat)
+        with new_folder(out) as folder:
+            manifest = write_set(folder, source, range(count), request, draws)
         return cls(out, manifest)
 
     @classmethod
     def load(cls, path: Path | str) -> ValidationSet:
         """Read a set, after checking every file against the hash in the manifest.
 
+        Args:
+            path: its folder.
+
         Raises:
             FileNotFoundError: there is no manifest.
             ValueError: the manifest cannot be read, or files are missing or changed; the message
                 names the first.
         """
-        return cls(Path(path), read_manifest(Path(path)))
+        manifest = read_manifest(Path(path))
+        check_files(Path(path), manifest)
+        return cls(Path(path), manifest)
 
     @classmethod
     def load_or_build(
         cls,
         source: Photographs,
-        task_space: TaskSpace | ScoreTaskSpace,
+        task_space: TaskDraws,
         *,
         seed: int,
         crop: int | None,
         root: Path | str,
         images: int | None = None,
         natural: bool = False,
+        compat: Compat | None = None,
     ) -> ValidationSet:
         """The set in `root` that was made for exactly this request, made first if need be.
 
@@ -140,7 +147,7 @@ class ValidationSet:
         """
         count = _checked_count(source, task_space, crop, images)
         draws = _draw(task_space, count, seed, natural)
-        request = _request(source, task_space, seed, crop, count, draws)
+        request = _request(source, task_space, seed, crop, count, draws, compat)
         canonical = json.dumps(request, sort_keys=True).encode()
         path = Path(root) / hashlib.sha256(canonical).hexdigest()[:16]
         if not path.exists():
@@ -153,6 +160,7 @@ class ValidationSet:
                     out=path,
                     images=images,
                     natural=natural,
+                    compat=compat,
                 )
             except FileExistsError:
                 pass  # Another process was faster: its set is the same.
@@ -195,7 +203,7 @@ class ValidationSet:
 
 def _checked_count(
     source: Photographs,
-    task_space: TaskSpace | ScoreTaskSpace,
+    task_space: TaskDraws,
     crop: int | None,
     images: int | None,
 ) -> int:
@@ -213,16 +221,16 @@ def _checked_count(
 
 
 def _draw(
-    task_space: TaskSpace | ScoreTaskSpace, count: int, seed: int, natural: bool
+    task_space: TaskDraws, count: int, seed: int, natural: bool
 ) -> dict[str, DegradationParameters]:
-    """One row per photograph for each task, drawn with the same ids."""
+    """One row per photograph for each task: the same ids everywhere, other noise in each task."""
     if NATURAL in task_space.names:
         raise ValueError(f"A task must not be named {NATURAL!r}: the name means no condition.")
     ids = torch.arange(count)
-    draws = {
-        name: task_space.draw(torch.full_like(ids, task), ids, seed, stream=_TASK_STREAM)
-        for task, name in enumerate(task_space.names)
-    }
+    draws = {}
+    for task, name in enumerate(task_space.names):
+        rows = task_space.draw(name, ids, seed, stream=_TASK_STREAM)
+        draws[name] = replace(rows, seed=draw_seeds(ids, seed, stream=_NOISE_STREAM + task))
     if natural:
         draws[NATURAL] = task_space.draw_natural(ids, seed, stream=_NATURAL_STREAM)
     return draws
@@ -230,11 +238,12 @@ def _draw(
 
 def _request(
     source: Photographs,
-    task_space: TaskSpace | ScoreTaskSpace,
+    task_space: TaskDraws,
     seed: int,
     crop: int | None,
     count: int,
     draws: dict[str, DegradationParameters],
+    compat: Compat | None,
 ) -> dict[str, Any]:
     # Definitions in words may round: the hash of the rows themselves tells any two spaces apart.
     rows = hashlib.sha256()
@@ -244,6 +253,7 @@ def _request(
         "seed": seed,
         "scale": task_space.space.scale,
         "crop": crop,
+        "compat": compat,
         "images": count,
         "photographs": source.content_hash(),
         "tasks": list(draws),
@@ -253,3 +263,9 @@ def _request(
     }
     # As a reader of the manifest will see it: lists for tuples, strings for keys.
     return dict(json.loads(json.dumps(request)))
+
+
+if __name__ == "__main__":
+    from mtlweight_sr.validation_commands import app
+
+    app()

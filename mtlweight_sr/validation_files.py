@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import platform
 import re
-from importlib.metadata import version
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,60 +19,97 @@ from PIL import Image
 from torch import Tensor
 
 from mtlweight_sr.data import Photographs
-from mtlweight_sr.degradation import degrade
 from mtlweight_sr.degradation.parameters import DegradationParameters
+from mtlweight_sr.replay import cut, degraded, encode_png, pixels_hash, recorded, surroundings
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest's layout."""
 MANIFEST = "manifest.json"
 """Name of the manifest in the folder of a set."""
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a set, after checking every file against its hash.
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a set, without a look at its images.
+
+    Args:
+        path: the manifest or its folder.
 
     Raises:
         FileNotFoundError: there is no manifest.
-        ValueError: the manifest cannot be read, or a file is missing or changed.
+        ValueError: it cannot be read.
     """
-    file = folder / MANIFEST
+    file = path / MANIFEST if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no {MANIFEST}: no validation set.")
+        raise FileNotFoundError(f"{str(path)!r} holds no {MANIFEST}: no validation set.")
     try:
         manifest: dict[str, Any] = json.loads(file.read_bytes())
         found = manifest["format"]
-        entries = [*manifest["hr"], *(e for row in manifest["lr"].values() for e in row)]
-        hashes = {entry["file"]: entry["sha256"] for entry in entries}
+        _hashes(manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(file)!r} is no manifest of a validation set.") from error
     if found != FORMAT:
-        raise ValueError(f"{str(file)!r} must have format {FORMAT}, got {found!r}.")
-    for name, sha256 in hashes.items():
+        raise ValueError(
+            f"{str(file)!r} must have format {FORMAT}, got {found!r}: another version of mtlweight "
+            "made it; build the set anew."
+        )
+    return manifest
+
+
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Compares every file of a set with its hash.
+
+    Raises:
+        ValueError: a file is missing or changed.
+    """
+    for name, sha256 in _hashes(manifest).items():
         image = folder / name
         if not image.is_file():
-            raise ValueError(f"{str(image)!r} is missing; delete the folder and build it anew.")
+            raise ValueError(f"{str(image)!r} is missing; rebuild the set from its manifest.")
         if hashlib.sha256(image.read_bytes()).hexdigest() != sha256:
             raise ValueError(
-                f"{str(image)!r} has changed since it was made; delete the folder and build it "
-                "anew."
+                f"{str(image)!r} has changed since it was made; rebuild the set from its manifest."
             )
-    return manifest
+
+
+def _hashes(manifest: dict[str, Any]) -> dict[str, str]:
+    entries = [*manifest["hr"], *(e for row in manifest["lr"].values() for e in row)]
+    return {entry["file"]: entry["sha256"] for entry in entries}
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which gets the name `out` once all is written, or disappears.
+
+    Raises:
+        FileExistsError: `out` exists, before or after.
+    """
+    if out.exists():
+        raise FileExistsError(f"`out` must not exist yet, got {str(out)!r}.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    try:
+        yield unfinished
+        if out.exists():
+            raise FileExistsError(f"{str(out)!r} was made by another process meanwhile.")
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_set(
     folder: Path,
     source: Photographs,
-    crop: int | None,
+    places: Sequence[int],
     request: dict[str, Any],
-    draws: dict[str, DegradationParameters],
+    draws: Mapping[str, DegradationParameters],
 ) -> dict[str, Any]:
     """Degrade the photographs of a request and write images and manifest into `folder`.
 
     Args:
         folder: the folder to write into, made where it does not exist.
         source: the photographs.
-        crop: side of the central crop; None cuts to multiples of the scale.
-        request: what was asked for, as JSON has it; `images` and `scale` are read.
+        places: which of them, by their indices.
+        request: what was asked for, as JSON has it; `crop`, `scale` and `compat` are read.
         draws: for each set, one row of parameters per photograph.
 
     Returns:
@@ -79,26 +117,21 @@ def write_set(
     """
     hr_entries: list[dict[str, Any]] = []
     lr_entries: dict[str, list[dict[str, Any]]] = {name: [] for name in draws}
-    for index in range(request["images"]):
-        hr = _cut(source.image(index), crop, request["scale"])
+    for index, place in enumerate(places):
+        hr = cut(source.image(place), request["crop"], request["scale"])
         entry = _write_image(folder, f"hr/{index:04d}.png", hr)
-        hr_entries.append({"name": source.names[index], **entry})
+        hr_entries.append({"name": source.names[place], **entry})
         for task, (name, parameters) in enumerate(draws.items()):
             row = parameters[index]
-            with torch.no_grad():
-                lr = degrade(hr[None].float() / 255, row)[0]
-            levels = lr.mul(255).round().clamp(0, 255).byte()
+            lr = degraded(hr, row, compat=request["compat"])
             subfolder = f"lr/{task}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)}"
-            entry = _write_image(folder, f"{subfolder}/{index:04d}.png", levels)
-            cube = [value.hex() for value in row.cube[0].tolist()]
-            lr_entries[name].append({**entry, "cube": cube, "noise_seed": int(row.seed[0])})
+            entry = _write_image(folder, f"{subfolder}/{index:04d}.png", lr)
+            words = {"words": row.describe(0), "parameters": recorded(row)[0]}
+            lr_entries[name].append(entry | words)
     manifest = {
         "format": FORMAT,
         "request": request,
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("mtlweight", "torch", "numpy", "pillow")},
-        },
+        "versions": surroundings(),
         "hr": hr_entries,
         "lr": lr_entries,
     }
@@ -106,20 +139,11 @@ def write_set(
     return manifest
 
 
-def _cut(image: Tensor, crop: int | None, scale: int) -> Tensor:
-    _, height, width = image.shape
-    if crop is None:
-        return image[:, : height - height % scale, : width - width % scale]
-    top, left = (height - crop) // 2, (width - crop) // 2
-    return image[:, top : top + crop, left : left + crop]
-
-
 def _write_image(folder: Path, name: str, image: Tensor) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
-    content = buffer.getvalue()
+    content = encode_png(image)
     _write(folder / name, content)
-    return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+    hashes = {"sha256": hashlib.sha256(content).hexdigest(), "pixels": pixels_hash(image)}
+    return {"file": name, **hashes}
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -13,10 +13,11 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import TypeGuard
 
-from mtlweight_sr.degradation.columns import COLUMNS, NAMES, Branch, Sides, branches
-from mtlweight_sr.degradation.space import DegradationSpace, exact
+from mtlweight_sr.degradation.columns import COLUMNS, Branch, Sides, branches, value_names
+from mtlweight_sr.degradation.mixture import Space
+from mtlweight_sr.degradation.space import exact
 
-__all__ = ["Box", "Wanted", "boxes_where", "intersections", "is_range", "merged"]
+__all__ = ["Box", "Wanted", "boxes_where", "intersections", "is_range", "merged", "uncovered"]
 
 _WHOLE = (Fraction(0), Fraction(1))
 
@@ -106,6 +107,33 @@ def intersections(first: Iterable[Box], second: Iterable[Box]) -> tuple[Box, ...
     return tuple(box for box in pairs if box is not None)
 
 
+def _without(box: Box, hole: Box) -> list[Box]:
+    """What is left of a box around another that meets it, as disjoint boxes."""
+    rest, sides = [], dict(box.sides)
+    for column, (low, high) in hole.sides.items():
+        start, end = sides.get(column, _WHOLE)
+        for part in ((start, low), (high, end)):
+            if part[0] < part[1]:
+                rest.append(Box({**sides, column: part}))
+        sides[column] = max(start, low), min(end, high)
+    return rest
+
+
+def uncovered(boxes: Iterable[Box]) -> Box | None:
+    """A box that none of some disjoint boxes touches; None where together they fill the cube."""
+    region, inside = Box({}), list(boxes)
+    if sum((box.volume for box in inside), Fraction(0)) == 1:
+        return None
+    while inside:
+        # The boxes are disjoint: volumes tell which part of the rest is not filled.
+        for part in _without(region, inside[0]):
+            held = [both for box in inside if (both := box.intersect(part)) is not None]
+            if sum((box.volume for box in held), Fraction(0)) < part.volume:
+                region, inside = part, held
+                break
+    return region
+
+
 def is_range(wanted: Wanted) -> TypeGuard[tuple[float, float]]:
     """Whether what is wanted is a range, a tuple of two numbers."""
     return (
@@ -115,9 +143,9 @@ def is_range(wanted: Wanted) -> TypeGuard[tuple[float, float]]:
     )
 
 
-def _values(space: DegradationSpace, name: str, wanted: Wanted) -> tuple[float, float] | set[float]:
+def _values(space: Space, name: str, wanted: Wanted) -> tuple[float, float] | set[float]:
     pieces = branches(space)[name]
-    names = NAMES.get(name)
+    names = value_names(space, name)
     if names is None and is_range(wanted):
         low, high = (float(w) for w in wanted)
         lowest, highest = min(p.low for p in pieces), max(p.high for p in pieces)
@@ -166,7 +194,7 @@ def _part(piece: Branch, wanted: tuple[float, float] | set[float], top: float) -
     return Box({**piece.where, piece.column: (at[0], at[1])})
 
 
-def boxes_where(space: DegradationSpace, name: str, wanted: Wanted) -> tuple[Box, ...]:
+def boxes_where(space: Space, name: str, wanted: Wanted) -> tuple[Box, ...]:
     """The boxes on which the parameter `name` has a wanted value, exactly, through its map.
 
     Args:

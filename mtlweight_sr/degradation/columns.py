@@ -43,16 +43,19 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
-from mtlweight_sr.degradation.space import (
-    FAMILIES,
-    MODES,
-    DegradationSpace,
-    FinalStage,
-    Stage,
-    exact,
-)
+from mtlweight_sr.degradation.mixture import Mixture, Space
+from mtlweight_sr.degradation.space import FAMILIES, MODES, FinalStage, Stage, exact
 
-__all__ = ["COLUMNS", "NAMES", "NOISE_TYPES", "Branch", "Sides", "atom_edges", "branches"]
+__all__ = [
+    "COLUMNS",
+    "NOISE_TYPES",
+    "Branch",
+    "Sides",
+    "atom_edges",
+    "branches",
+    "component_sides",
+    "value_names",
+]
 
 NOISE_TYPES = ("gaussian", "poisson", "none")
 """Types of noise; a type's number is its place here."""
@@ -93,7 +96,7 @@ COLUMNS: tuple[str, ...] = (
 )
 """The 38 columns of the cube, in order."""
 
-NAMES: Mapping[str, tuple[str, ...]] = {
+_NAMES: Mapping[str, tuple[str, ...]] = {
     "family_1": FAMILIES,
     "family_2": FAMILIES,
     "resize_mode_1": MODES,
@@ -102,7 +105,13 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "noise_type_1": NOISE_TYPES,
     "noise_type_2": NOISE_TYPES,
 }
-"""Parameters whose numbers are places in a list of names."""
+
+
+def value_names(space: Space, parameter: str) -> tuple[str, ...] | None:
+    """The names that the numbers of a parameter stand for, by their places; None: numbers alone."""
+    if parameter == "component" and isinstance(space, Mixture):
+        return space.names
+    return _NAMES.get(parameter)
 
 
 @dataclass(frozen=True)
@@ -250,14 +259,40 @@ def _final(final: FinalStage) -> dict[str, _Branches]:
     }
 
 
+def component_sides(mixture: Mixture) -> tuple[Sides, ...]:
+    """The box of the cube that belongs to each component of a mixture."""
+    return tuple({COLUMNS[-1]: interval} for interval in mixture.intervals)
+
+
+def _inside(piece: Branch, sides: Sides) -> Branch:
+    """A piece of a component's map, on the part of the cube that belongs to the component."""
+    ((column, (start, end)),) = sides.items()
+    low, high = piece.where.get(column, (Fraction(0), Fraction(1)))
+    part = (start + (end - start) * low, start + (end - start) * high)
+    return Branch({**piece.where, column: part}, piece.low, piece.high, piece.column)
+
+
+def _mixed(mixture: Mixture) -> dict[str, _Branches]:
+    parts = list(zip(mixture.components, component_sides(mixture), strict=True))
+    named: dict[str, _Branches] = {
+        "component": tuple(_constant(sides, i) for i, (_, sides) in enumerate(parts))
+    }
+    for part, sides in parts:
+        for name, pieces in branches(part.space).items():
+            named[name] = (*named.get(name, ()), *(_inside(piece, sides) for piece in pieces))
+    return named
+
+
 @lru_cache(maxsize=32)
-def branches(space: DegradationSpace) -> Mapping[str, tuple[Branch, ...]]:
+def branches(space: Space) -> Mapping[str, tuple[Branch, ...]]:
     """Every parameter of a space as its branches; boxes of no volume are left out.
 
     The keys are the parameters a user may set a range for: most columns under their own name, and
     `blur_1`, `jpeg_*`, `noise_sigma_*` (1/255, Gaussian samples only) and `noise_scale_*` (Poisson
-    samples only).
+    samples only). A mixture has `component` too.
     """
+    if isinstance(space, Mixture):
+        return _mixed(space)
     every = {**_stage(space.first, 1), **_stage(space.second, 2), **_final(space.final)}
     return {
         name: tuple(p for p in pieces if all(low < high for low, high in p.where.values()))
@@ -266,7 +301,7 @@ def branches(space: DegradationSpace) -> Mapping[str, tuple[Branch, ...]]:
 
 
 @lru_cache(maxsize=32)
-def atom_edges(space: DegradationSpace) -> Mapping[str, frozenset[Fraction]]:
+def atom_edges(space: Space) -> Mapping[str, frozenset[Fraction]]:
     """The discrete columns and the edges of their atoms, where alone they may be cut."""
     pieces = [piece for some in branches(space).values() for piece in some]
     read = {piece.column for piece in pieces}

@@ -7,45 +7,41 @@ $q=z^\top(R\,\mathrm{diag}(\sigma_x^2,\sigma_y^2)\,R^\top)^{-1}z$:
 - sinc $\omega J_1(\omega r)/(2\pi r)$ with $r=|z|$ and $\omega^2/4\pi$ at the centre: the ideal
   low-pass filter of radius $\omega$.
 
-Outside its own odd size a kernel is zero. Source: Real-ESRGAN (2021), sections 3.1 and 3.4.
+Outside its own odd size a kernel is zero. Kernels are made on the host, in float64, from parameters
+on the CPU. Source: Real-ESRGAN (2021), sections 3.1 and 3.4.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mtlweight_sr.degradation.parameters import FinalParameters, StageParameters
+from mtlweight_sr.degradation.kernel_shapes import SIZE, KernelRows
+from mtlweight_sr.degradation.parameters import (
+    DegradationParameters,
+    FinalParameters,
+    StageParameters,
+)
 
-__all__ = ["SIZE", "blur_kernels", "gaussian_like", "sinc", "stage_kernels"]
-
-SIZE = 21
-"""Side of the canvas that holds every kernel, in pixels."""
-
-
-def _grid(like: Tensor) -> tuple[Tensor, Tensor]:
-    """X (along the width) and y (along the height), each `[1, 21, 21]`."""
-    axis = torch.arange(SIZE, dtype=like.dtype, device=like.device) - SIZE // 2
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return x[None], y[None]
-
-
-def _normalised(values: Tensor, size: Tensor) -> Tensor:
-    x, y = _grid(values)
-    radius = (size.to(values)[:, None, None] - 1) / 2
-    inside = (x.abs() <= radius) & (y.abs() <= radius)
-    values = torch.where(inside, values, 0)
-    # A running sum adds in one fixed order, so a row has the same bits alone and in any batch.
-    total = values.flatten(1).cumsum(1)[:, -1]
-    return values / total[:, None, None]
+__all__ = [
+    "SIZE",
+    "Kernels",
+    "blur_kernels",
+    "degradation_kernels",
+    "gaussian_like",
+    "sinc",
+    "stage_kernels",
+]
 
 
 def gaussian_like(
     size: Tensor, family: Tensor, sigma_x: Tensor, sigma_y: Tensor, rotation: Tensor, beta: Tensor
 ) -> Tensor:
-    """Kernels of the six families; arguments `[B]`, result `[B, 21, 21]` in their real dtype.
+    """Kernels of the six families; arguments `[B]` on the CPU, result `[B, 21, 21]` float64.
 
     Args:
         size: Odd sizes up to 21.
@@ -56,40 +52,20 @@ def gaussian_like(
         rotation: Rotation in radians, from x towards y.
         beta: Exponent of generalised and plateau kernels.
     """
-    isotropic = family % 2 == 0
-    sigma_y = torch.where(isotropic, sigma_x, sigma_y)
-    rotation = torch.where(isotropic, 0, rotation)
-    beta = torch.where(family < 2, 1, beta)
-    x, y = _grid(sigma_x)
-    cos, sin = (t[:, None, None] for t in (rotation.cos(), rotation.sin()))
-    along, across = x * cos + y * sin, y * cos - x * sin
-    q = (along / sigma_x[:, None, None]) ** 2 + (across / sigma_y[:, None, None]) ** 2
-    q = q ** beta[:, None, None]
-    plateau = (family >= 4)[:, None, None]
-    return _normalised(torch.where(plateau, 1 / (1 + q), torch.exp(-q / 2)), size)
-
-
-def _bessel_j1(x: Tensor) -> Tensor:
-    r"""Bessel's $J_1(x)=\frac1\pi\int_0^\pi\cos(\tau-x\sin\tau)\,d\tau$ by the midpoint rule.
-
-    The integrand is periodic, so 48 points are exact to rounding for x up to 45, which covers every
-    kernel; `torch.special.bessel_j1` is off by 5e-7 near 5 even in float64.
-    """
-    points = 48
-    at = (torch.arange(points, dtype=x.dtype, device=x.device) + 0.5) * (math.pi / points)
-    return torch.cos(at - x[..., None] * at.sin()).mean(-1)
+    none = torch.zeros_like(family, dtype=torch.bool)
+    kernels, _ = KernelRows.of(size, none, family, sigma_x, sigma_y, rotation, beta, beta).made()
+    return torch.from_numpy(kernels).view(-1, SIZE, SIZE)
 
 
 def sinc(size: Tensor, omega: Tensor) -> Tensor:
-    """Sinc kernels `[B, 21, 21]`; arguments `[B]`, `omega` in (0, pi] radians per pixel."""
-    # One quadrant holds every radius; the others mirror it.
-    side = torch.arange(SIZE // 2 + 1, dtype=omega.dtype, device=omega.device)
-    radius = torch.sqrt(side[:, None] ** 2 + side**2)
-    w = omega[:, None, None]
-    quadrant = w * _bessel_j1(w * radius) / (2 * math.pi * radius.clamp_min(1))
-    quadrant[:, 0, 0] = omega**2 / (4 * math.pi)
-    mirror = (torch.arange(SIZE, device=omega.device) - SIZE // 2).abs()
-    return _normalised(quadrant[:, mirror][:, :, mirror], size)
+    """Sinc kernels `[B, 21, 21]` float64; arguments `[B]` on the CPU.
+
+    Args:
+        size: Odd sizes up to 21.
+        omega: Cutoffs in (0, pi] radians per pixel.
+    """
+    kernels, _ = KernelRows.of_sincs(size, omega).made()
+    return torch.from_numpy(kernels).view(-1, SIZE, SIZE)
 
 
 def blur_kernels(
@@ -104,31 +80,24 @@ def blur_kernels(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """One kernel per row; arguments `[B]` are the fields of `StageParameters`.
+    """One kernel per row; arguments `[B]` on the CPU are the fields of `StageParameters`.
 
     Returns:
-        `[B, 21, 21]` in `dtype` (float32 or float64), on the device of the arguments, computed in
-        that dtype.
+        `[B, 21, 21]`, computed in float64 and rounded to `dtype` (float32 or float64).
 
     Raises:
         TypeError: Another dtype.
     """
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"expected `dtype` float32 or float64, got {dtype}; write torch.float32")
-    reals = [t.to(dtype) for t in (sigma_x, sigma_y, rotation, beta)]
-    kernels = gaussian_like(size, family, *reals)
-    # Bessel functions are dear and few rows need them.
-    kernels[sinc_flag] = sinc(size[sinc_flag], omega[sinc_flag].to(dtype))
-    return kernels
+    stage = KernelRows.of(size, sinc_flag, family, sigma_x, sigma_y, rotation, beta, omega)
+    return torch.from_numpy(stage.made()[0]).view(-1, SIZE, SIZE).to(dtype)
 
 
-def stage_kernels(
-    stage: StageParameters | FinalParameters, *, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """The kernels of a stage, `[B, 21, 21]`, one for every row whether it is blurred or not."""
+def _arrays(stage: StageParameters | FinalParameters) -> KernelRows:
     if isinstance(stage, FinalParameters):
-        return sinc(stage.kernel_size, stage.omega.to(dtype))
-    return blur_kernels(
+        return KernelRows.of_sincs(stage.kernel_size, stage.omega)
+    return KernelRows.of(
         stage.kernel_size,
         stage.sinc,
         stage.family,
@@ -137,5 +106,101 @@ def stage_kernels(
         stage.rotation,
         stage.beta,
         stage.omega,
-        dtype=dtype,
     )
+
+
+def stage_kernels(
+    stage: StageParameters | FinalParameters, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The kernels of a stage, `[B, 21, 21]`, one for every row whether it is blurred or not."""
+    return torch.from_numpy(_arrays(stage).made()[0]).view(-1, SIZE, SIZE).to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Kernels:
+    """One blur kernel per row, on the host, and what is known about each.
+
+    Attributes:
+        taps: The kernels, `[B, 21, 21]` float32 on the CPU.
+        sizes: Odd side of the square that holds all of a row's kernel but 2**-26 of it; 1 is a
+            pulse, which leaves an image as it is.
+        lines: Factors along the height and the width, `[B, 2, 21]` float32; zeros in rows that are
+            not separable.
+        separable: Whether a row's kernel is the product of its `lines`.
+        mirrored: Whether a row's kernel equals its mirror image, left for right.
+    """
+
+    taps: Tensor
+    sizes: tuple[int, ...]
+    lines: Tensor
+    separable: tuple[bool, ...]
+    mirrored: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, rows: int | slice | Sequence[int]) -> Kernels:
+        """Some rows, in the order given; an int gives a batch of one.
+
+        Raises:
+            IndexError: A row outside the batch.
+        """
+        if isinstance(rows, int):
+            row = range(len(self))[rows]
+            rows = slice(row, row + 1)
+        if isinstance(rows, slice):
+            return Kernels(
+                self.taps[rows],
+                self.sizes[rows],
+                self.lines[rows],
+                self.separable[rows],
+                self.mirrored[rows],
+            )
+        index = list(rows)
+        return Kernels(
+            self.taps[index],
+            tuple(self.sizes[i] for i in index),
+            self.lines[index],
+            tuple(self.separable[i] for i in index),
+            tuple(self.mirrored[i] for i in index),
+        )
+
+
+_COLUMNS = tuple(field.name for field in fields(KernelRows))
+
+
+def degradation_kernels(parameters: DegradationParameters) -> tuple[Kernels, Kernels, Kernels]:
+    """The kernels of both stages and of the final filter, made together.
+
+    Rows whose blur is off get a pulse.
+
+    Args:
+        parameters: The rows, on the CPU.
+    """
+    stages = (parameters.first, parameters.second, parameters.final)
+    on = np.concatenate(
+        [(s.sinc if isinstance(s, FinalParameters) else s.blur).numpy() for s in stages]
+    )
+    arrays = [_arrays(stage) for stage in stages]
+    rows = np.flatnonzero(on)
+    all_rows = KernelRows(
+        *(np.concatenate([getattr(a, name) for a in arrays])[rows] for name in _COLUMNS)
+    )
+    taps = np.zeros((len(on), SIZE**2), np.float32)
+    taps[:, SIZE**2 // 2] = 1
+    lines = np.zeros((len(on), 2, SIZE), np.float32)
+    sizes = np.ones(len(on), np.int64)
+    separable, mirrored = np.zeros((2, len(on)), bool)
+    taps[rows], sizes[rows] = all_rows.made(np.float32)
+    separable[rows] = products = all_rows.separable()
+    lines[separable] = all_rows.lines(np.flatnonzero(products))
+    mirrored[rows] = all_rows.sinc | (all_rows.family % 2 == 0) | separable[rows]
+    every = Kernels(
+        torch.from_numpy(taps).view(-1, SIZE, SIZE),
+        tuple(sizes.tolist()),
+        torch.from_numpy(lines),
+        tuple(separable.tolist()),
+        tuple(mirrored.tolist()),
+    )
+    n = len(parameters)
+    return every[:n], every[n : 2 * n], every[2 * n :]

@@ -2,166 +2,96 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Literal, TypeGuard, overload
 
 import torch
 from torch import Tensor
 
-from mtlweight_sr.degradation.blur import blur
-from mtlweight_sr.degradation.columns import NOISE_TYPES
-from mtlweight_sr.degradation.jpeg import JpegMode, jpeg
-from mtlweight_sr.degradation.kernels import SIZE, stage_kernels
-from mtlweight_sr.degradation.noise import gaussian_noise, poisson_noise
-from mtlweight_sr.degradation.parameters import (
-    DegradationParameters,
-    FinalParameters,
-    StageParameters,
-)
-from mtlweight_sr.degradation.resize import resize_by, resize_to
-from mtlweight_sr.degradation.space import MODES
+from mtlweight_sr.degradation.batching import Canvas, buckets_of, gathered, merged
+from mtlweight_sr.degradation.checks import check_images, check_options
+from mtlweight_sr.degradation.memory import keep_freed_memory
+from mtlweight_sr.degradation.parameters import DegradationParameters
+from mtlweight_sr.degradation.precision import full_precision
+from mtlweight_sr.degradation.resize import Size, scaled_size
+from mtlweight_sr.degradation.stages import Levels, Stages
 
-__all__ = ["degrade"]
+__all__ = ["Compat", "degrade"]
 
-Levels = Literal["auto", 256]
+Compat = Literal["realesrgan"]
+"""Whose operators may be reproduced, defects included."""
 
-
-def _check_options(
-    device: torch.device, generator: torch.Generator | None, mode: str, levels: str | int
-) -> None:
-    if generator is not None and generator.device.type != device.type:
-        raise ValueError(
-            f"expected `generator` on the device of `hr`, {device}, got one on {generator.device}; "
-            f"write torch.Generator({str(device)!r})"
-        )
-    for name, value, known in (
-        ("jpeg", mode, get_args(JpegMode)),
-        ("poisson_levels", levels, get_args(Levels)),
-    ):
-        if value not in known:
-            raise ValueError(
-                f"expected `{name}` among {known}, got {value!r}; write {name}={known[0]!r}"
-            )
+# What rows need on an accelerator, in pixels: blurred images have a margin on each side, and an
+# operator holds some canvases at once, its input and output included.
+_MARGIN = 10
+_WORK = 7.0
 
 
-def _check(hr: Tensor, parameters: DegradationParameters) -> None:
-    if hr.dtype != torch.float32:
-        raise TypeError(
-            f"expected `hr` in float32, got {hr.dtype}; write hr.float() / 255 for 8-bit images "
-            "and hr.float() for others: levels of 1/255 vanish in half precision"
-        )
-    if hr.ndim != 4 or hr.shape[1] != 3:
-        raise ValueError(
-            f"expected `hr` of shape [B, 3, H, W], got {list(hr.shape)}; write image[None] for a "
-            "single RGB image"
-        )
-    if hr.shape[0] != len(parameters):
-        raise ValueError(
-            f"expected one row of `parameters` per image, got {len(parameters)} rows for "
-            f"{hr.shape[0]} images; draw them with as many ids"
-        )
-    height, width = hr.shape[-2:]
-    scale = parameters.scale
-    if height % scale or width % scale or not height or not width:
-        raise ValueError(
-            f"expected `hr` with height and width divisible by the scale {scale}, got "
-            f"{height}x{width}; write hr[..., :{max(height - height % scale, scale)}, "
-            f":{max(width - width % scale, scale)}]"
-        )
-    if hr.device.type == "cpu" and hr.numel():
-        low, high = (float(v) for v in hr.aminmax())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"expected `hr` in [0, 1] without NaN, got values from {low:g} to {high:g}; write "
-                "hr.clamp(0, 1), or hr / 255 for levels up to 255"
-            )
-
-
-class _Fields:
-    """Where the noise of each row and stage comes from."""
-
-    def __init__(
-        self, seeds: Tensor, device: torch.device, generator: torch.Generator | None
-    ) -> None:
-        self.seeds = seeds.tolist()
-        self.device = device
-        self.generator = generator
-
-    def of(self, row: int, stage: int) -> torch.Generator:
-        if self.generator is not None:
-            return self.generator
-        # One generator per stage: what the first stage draws never shifts the second. CPU
-        # generators read the low 32 bits alone, hence both halves of the key are folded into them.
-        key = self.seeds[row]
-        folded = (key ^ key >> 32 ^ stage * 0x9E3779B9) & 0xFFFFFFFF
-        return torch.Generator(self.device).manual_seed(folded | (key >> 32 << 32))
-
-
-def _blurred(image: Tensor, kernel: Tensor, size: int) -> Tensor:
-    # The canvas is zero outside the kernel's own size; leaving that out changes nothing but the
-    # cost.
-    margin = (SIZE - size) // 2
-    return blur(image, kernel[None, margin : SIZE - margin, margin : SIZE - margin])
-
-
-def _noisy(
-    image: Tensor, stage: StageParameters, i: int, levels: Levels, fields: _Fields, number: int
-) -> Tensor:
-    kind = NOISE_TYPES[int(stage.noise_type[i])]
-    if kind == "none":
-        return image.clamp(0, 1)
-    strength, gray = stage.noise_strength[i : i + 1], stage.gray_noise[i : i + 1]
-    generator = fields.of(i, number)
-    noise = (
-        gaussian_noise(image, strength, gray, generator=generator)
-        if kind == "gaussian"
-        else poisson_noise(image, strength, gray, levels=levels, generator=generator)
-    )
-    return (image + noise).clamp(0, 1)
-
-
-def _compressed(image: Tensor, stage: StageParameters, i: int, mode: JpegMode) -> Tensor:
-    return jpeg(image, stage.jpeg_quality[i : i + 1], mode) if stage.jpeg[i] else image
-
-
-def _finished(
-    image: Tensor, final: FinalParameters, kernel: Tensor, i: int, size: tuple[int, int]
-) -> Tensor:
-    image = resize_to(image, size, MODES[int(final.resize_mode[i])])
-    return _blurred(image, kernel, int(final.kernel_size[i])) if final.sinc[i] else image
-
-
-@torch.no_grad()
+@overload
 def degrade(
     hr: Tensor,
     parameters: DegradationParameters,
     *,
+    generator: torch.Generator | None = ...,
+    compat: Compat | None = ...,
+    poisson_levels: Levels = ...,
+    buckets: int | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def degrade(
+    hr: Sequence[Tensor],
+    parameters: DegradationParameters,
+    *,
+    generator: torch.Generator | None = ...,
+    compat: Compat | None = ...,
+    poisson_levels: Levels = ...,
+    buckets: int | None = ...,
+) -> list[Tensor]: ...
+
+
+@torch.no_grad()
+def degrade(
+    hr: Tensor | Sequence[Tensor],
+    parameters: DegradationParameters,
+    *,
     generator: torch.Generator | None = None,
-    jpeg: JpegMode = "libjpeg",
+    compat: Compat | None = None,
     poisson_levels: Levels = "auto",
-) -> Tensor:
+    buckets: int | None = None,
+) -> Tensor | list[Tensor]:
     """Degrade HR images into LR images, each by its own row of parameters.
 
     In order: blur, resize, noise, JPEG; blur, resize relative to the LR size, noise; then the
     resize to LR size with the final sinc filter before or after the second JPEG; rounding to 8-bit
     levels. Every choice is made per sample.
 
-    The function is pure: without a `generator`, each sample's noise comes from generators seeded by
-    its own `parameters.seed`, so a sample has the same bits alone and inside any batch (on one kind
-    of device; devices have different generators). Sharpening (`usm_sharpen`) and cropping are the
-    caller's.
+    The function is pure: without a `generator`, noise is drawn by generators seeded by
+    `parameters.seed`. On a CPU a sample has the same bits alone and inside any batch; on an
+    accelerator, which works on many rows at once, its noise depends on the rows beside it.
+    Sharpening (`usm_sharpen`) and cropping (`crop_pair`) are the caller's. An accelerator is never
+    waited for.
 
     Args:
-        hr: `[B, 3, H, W]` float32 in [0, 1] on any device, H and W divisible by `parameters.scale`.
-            Values are checked on the CPU only, since looking at them would make an accelerator
-            wait.
+        hr: `[B, 3, H, W]` float32 in [0, 1] on any device, or a sequence of B images `[3, H, W]` of
+            any sizes; heights and widths divisible by `parameters.scale`. Values are checked on the
+            CPU only, since looking at them would make an accelerator wait.
         parameters: One row per image; best left on the CPU.
-        generator: Draws all noise from one generator of hr's device instead, in batch order.
-        jpeg: "libjpeg" for the codec of image files, "basicsr" for that of Real-ESRGAN's training.
-        poisson_levels: As `levels` in `poisson_noise`.
+        generator: Draws all noise from one generator of hr's device instead: on a CPU in batch
+            order, on an accelerator bucket by bucket.
+        compat: None corrects what is wrong in Real-ESRGAN's published training: its JPEG codec uses
+            the luma table transposed, pads with black, and repeats chroma and keeps real-valued
+            qualities where image files have smooth chroma and integer tables; its gray Gaussian
+            noise is one field for the whole batch. "realesrgan" takes that codec as it is; fields
+            stay each sample's own.
+        poisson_levels: As `levels` in `add_noise`; "auto" counts them, as Real-ESRGAN does.
+        buckets: In how many groups of similar size rows are worked on. None: on a CPU one for each
+            row; on an accelerator as few as hold no more than three times the memory of `hr`.
 
     Returns:
-        `[B, 3, H / scale, W / scale]` float32 in [0, 1], multiples of 1/255, on hr's device.
+        `[B, 3, H / scale, W / scale]` float32 in [0, 1], multiples of 1/255, on hr's device; for a
+        sequence a list of such images.
 
     Raises:
         TypeError: `hr` is not float32.
@@ -169,37 +99,56 @@ def degrade(
 
     Source: Wang et al., Real-ESRGAN (2021), section 3; per-sample choices and noise are ours.
     """
-    _check(hr, parameters)
-    _check_options(hr.device, generator, jpeg, poisson_levels)
+    device = check_images(hr, parameters)
+    check_options(device, generator, compat, poisson_levels, buckets)
     scale = parameters.scale
-    height, width = hr.shape[-2] // scale, hr.shape[-1] // scale
-    rows = parameters.to("cpu")
-    first, second, final = rows.first, rows.second, rows.final
-    kernels = [
-        stage_kernels(stage, dtype=torch.float64).to(hr.device, torch.float32)
-        for stage in (first, second, final)
-    ]
-    fields = _Fields(rows.seed, hr.device, generator)
-    results = []
-    with torch.autocast(hr.device.type, enabled=False):
-        for i in range(len(rows)):
-            x = hr[i : i + 1]
-            if first.blur[i]:
-                x = _blurred(x, kernels[0][i], int(first.kernel_size[i]))
-            x = resize_by(x, float(first.resize_scale[i]), MODES[int(first.resize_mode[i])])
-            x = _noisy(x, first, i, poisson_levels, fields, 1)
-            x = _compressed(x, first, i, jpeg)
-            if second.blur[i]:
-                x = _blurred(x, kernels[1][i], int(second.kernel_size[i]))
-            factor = float(second.resize_scale[i])
-            size = max(1, math.floor(height * factor)), max(1, math.floor(width * factor))
-            x = resize_to(x, size, MODES[int(second.resize_mode[i])])
-            x = _noisy(x, second, i, poisson_levels, fields, 2)
-            if final.before_jpeg[i]:
-                x = _finished(x, final, kernels[2][i], i, (height, width)).clamp(0, 1)
-                x = _compressed(x, second, i, jpeg)
-            else:
-                x = _compressed(x, second, i, jpeg)
-                x = _finished(x, final, kernels[2][i], i, (height, width))
-            results.append((x.clamp(0, 1) * 255).round() / 255)
-    return torch.cat(results) if results else hr.new_empty(0, 3, height, width)
+    sizes = [(image.shape[-2], image.shape[-1]) for image in hr]
+    if not sizes:
+        return hr.new_empty(0, 3, *(n // scale for n in hr.shape[-2:])) if _batched(hr) else []
+    stages = Stages.of(
+        parameters.to("cpu"),
+        [(height // scale, width // scale) for height, width in sizes],
+        generator,
+        "libjpeg" if compat is None else "basicsr",
+        poisson_levels,
+    )
+    with torch.autocast(device.type, enabled=False), full_precision(device):
+        if buckets is None and hr[0].is_cpu:
+            keep_freed_memory()
+            done = [_degraded(hr, [[i]], stages) for i in range(len(sizes))]
+        else:
+            done = [_degraded(hr, _buckets(sizes, stages, buckets), stages)]
+    if _batched(hr):
+        return torch.cat([x.images for x in done]) if len(done) > 1 else done[0].images
+    return [image for x in done for image in x.contents()]
+
+
+def _batched(hr: Tensor | Sequence[Tensor]) -> TypeGuard[Tensor]:
+    return isinstance(hr, Tensor)
+
+
+def _buckets(sizes: list[Size], stages: Stages, count: int | None) -> list[list[int]]:
+    costs = []
+    for (height, width), factor in zip(sizes, stages.columns[0].factor, strict=True):
+        small = scaled_size((height, width), factor)
+        # Blurred images are padded on all sides.
+        costs.append(
+            max((h + 2 * _MARGIN) * (w + 2 * _MARGIN) for h, w in ((height, width), small))
+        )
+    pixels = sum(height * width for height, width in sizes)
+    return buckets_of(costs, 3 / _WORK * pixels, count)
+
+
+def _degraded(hr: Tensor | Sequence[Tensor], buckets: list[list[int]], stages: Stages) -> Canvas:
+    """The LR images of the buckets' rows, in increasing order."""
+    early, late = [], []  # rows that end with JPEG, and the others
+    for bucket in buckets:
+        rows = sorted(bucket, key=lambda i: not stages.before_jpeg[i])
+        x = stages.first(gathered(hr, rows), rows)
+        count = sum(stages.before_jpeg[i] for i in rows)
+        early.append((x[:count], rows[:count]))
+        late.append((x[count:], rows[count:]))
+    parts = [(x, rows) for x, rows in early + late if rows]
+    order = [i for _, rows in parts for i in rows]
+    x = stages.second(merged([x for x, _ in parts]), order)
+    return x.rows(sorted(range(len(order)), key=order.__getitem__))

@@ -1,64 +1,257 @@
-"""Resizing without antialiasing, by a factor or to a size."""
+r"""Resizing without antialiasing, by factors or to sizes, each image its own.
+
+Without antialiasing an output sample reads a few neighbouring inputs per axis: a bin (area), two
+(bilinear) or four (bicubic). Where one call holds images of different sizes, factors or modes, a
+CPU resizes them one by one with `torch.nn.functional.interpolate`; an accelerator all at once, as
+two matrix products $R_h X R_w^\top$ whose matrices it fills from four numbers per image and axis.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtlweight_sr.degradation.precision import full_precision, sent
 from mtlweight_sr.degradation.space import MODES
 
-__all__ = ["resize_by", "resize_to"]
+__all__ = ["Size", "check_sizes", "resize_by", "resize_to", "scaled_size"]
+
+T = TypeVar("T")
+
+Size = tuple[int, int]
+"""Height and width."""
 
 
-def _check(mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"expected `mode` among {MODES}, got {mode!r}; write mode='bicubic'")
+def check_sizes(images: Tensor, sizes: Sequence[Size] | None) -> None:
+    """Refuse sizes that are not one per image or do not fit the canvas `[B, C, H, W]`.
+
+    Raises:
+        ValueError: Another number of sizes, or one outside the canvas.
+    """
+    if sizes is None:
+        return
+    if len(sizes) != len(images):
+        raise ValueError(
+            f"expected one of `sizes` per image, got {len(sizes)} for {len(images)} images; write "
+            "(height, width) for every row"
+        )
+    height, width = images.shape[-2:]
+    for size in sizes:
+        if not (1 <= size[0] <= height and 1 <= size[1] <= width):
+            raise ValueError(
+                f"expected `sizes` from 1x1 to the canvas of {height}x{width}, got "
+                f"{size[0]}x{size[1]}; write the size of each image's content"
+            )
 
 
-def resize_by(images: Tensor, factor: float, mode: str) -> Tensor:
-    """Resize by a factor: the size is rounded down, the step between samples is exactly 1/factor.
+def _each(images: Tensor, name: str, values: Sequence[T]) -> Sequence[T]:
+    if len(values) != len(images):
+        raise ValueError(
+            f"expected one `{name}` for all or one per image, got {len(values)} for {len(images)} "
+            "images"
+        )
+    return values
+
+
+def _modes(images: Tensor, mode: str | Sequence[str]) -> Sequence[str]:
+    modes = [mode] * len(images) if isinstance(mode, str) else _each(images, "mode", mode)
+    for one in {mode} if isinstance(mode, str) else set(modes):
+        if one not in MODES:
+            raise ValueError(f"expected `mode` among {MODES}, got {one!r}; write mode='bicubic'")
+    return modes
+
+
+def scaled_size(size: Size, factor: float) -> Size:
+    """What `resize_by` makes of a size: rounded down, at least 1x1."""
+    return max(1, math.floor(size[0] * factor)), max(1, math.floor(size[1] * factor))
+
+
+class _Plan(NamedTuple):
+    """One resize; the factor, where there is one, sets the step between samples."""
+
+    size: Size
+    target: Size
+    mode: str
+    factor: float | None
+
+    @property
+    def taps(self) -> int:
+        """How many neighbouring inputs an output reads, at most."""
+        if self.mode == "area":
+            return 1 + max(-(-i // o) for i, o in zip(self.size, self.target, strict=True))
+        return 4 if self.mode == "bicubic" else 2
+
+    def numbers(self, axis: int) -> tuple[float, ...]:
+        """Size, target, step and mode along one axis."""
+        size, target = self.size[axis], self.target[axis]
+        step = size / target if self.factor is None else 1 / self.factor
+        if self.mode == "bilinear" and size == target:
+            step = 1  # torch leaves such an axis alone, whatever the factor
+        return size, target, step, MODES.index(self.mode)
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Images `[B, C, h, w]` that fill their canvas, by torch's own operator."""
+        if self.factor == 1 or (self.factor is None and self.size == self.target):
+            return images
+        how = {"size": self.target} if self.factor is None else {"scale_factor": self.factor}
+        align = None if self.mode == "area" else False
+        return F.interpolate(images, mode=self.mode, align_corners=align, **how)
+
+
+def _keys(distance: Tensor) -> Tensor:
+    """Keys' cubic kernel with a = -0.75."""
+    d = distance.abs()
+    near = (1.25 * d - 2.25) * d * d + 1
+    far = ((-0.75 * d + 3.75) * d - 6) * d + 3
+    return torch.where(d < 1, near, far * (d < 2))
+
+
+def _matrices(numbers: Tensor, inputs: int, outputs: int, taps: int) -> Tensor:
+    """Matrices `[N, outputs, inputs]` from `_Plan.numbers` `[N, 4]`, zero outside an image's own.
+
+    Every output reads a window of `taps` neighbouring inputs; bicubic taps outside the image count
+    for its first or last sample.
+    """
+    size, target, step, mode = numbers[:, :, None].unbind(1)
+    # torch rounds the step to float32 and computes with it in one rounding: so does float64 here.
+    precise = torch.float32 if numbers.device.type == "mps" else torch.float64
+    area, cubic = mode == MODES.index("area"), mode == MODES.index("bicubic")
+    # Bins by integers: in floating point an end could fall on the wrong side.
+    o = torch.arange(outputs, device=numbers.device)
+    bins, out_of = size.long(), target.long()
+    start = (o * bins).div(out_of, rounding_mode="floor")
+    end = ((o + 1) * bins + out_of - 1).div(out_of, rounding_mode="floor")
+    centre = ((o.to(precise) + 0.5) * step.to(precise) - 0.5).float()
+    centre = torch.where(cubic, centre, torch.minimum(centre.clamp_min(0), size - 1))
+    first = torch.where(area, start, centre.floor().long() - cubic.long())
+    window = torch.arange(taps, device=numbers.device)
+    place = first.clamp(0, inputs - taps)[:, :, None] + window
+
+    start, end, centre, last = (x[:, :, None] for x in (start, end, centre, size - 1))
+    mean = ((place >= start) & (place < end)) / (end - start).float()
+    at = place.float()
+    linear = (1 - (at - centre).abs()).clamp_min(0)
+    keys = _keys(at - centre)
+    keys = keys + (at == 0) * (_keys(1 + centre) + _keys(2 + centre))
+    keys = keys + (at == last) * (_keys(last + 1 - centre) + _keys(last + 2 - centre))
+    keys = keys * (at <= last)
+    weights = torch.where(area[:, :, None], mean, torch.where(cubic[:, :, None], keys, linear))
+    weights = weights * (o < target)[:, :, None]
+    return weights.new_zeros(len(numbers), outputs, inputs).scatter_(2, place, weights)
+
+
+def _together(images: Tensor, plans: Sequence[_Plan]) -> Tensor:
+    """All images at once: nothing here waits for the device."""
+    batch, channels, height, width = images.shape
+    out_height, out_width = (max(plan.target[axis] for plan in plans) for axis in (0, 1))
+    numbers = torch.tensor(
+        [plan.numbers(axis) for axis in (0, 1) for plan in plans], dtype=torch.float32
+    )
+    # The two axes as one batch of matrices, as large as the larger needs.
+    taps = min(max(height, width), max(plan.taps for plan in plans))
+    numbers = sent(numbers, images.device)
+    rows, columns = max(out_height, out_width), max(height, width)
+    matrices = _matrices(numbers, columns, rows, taps).view(2, batch, rows, columns)
+    down, right = matrices[0, :, :out_height, :height], matrices[1, :, :out_width, :width]
+    with full_precision(images.device):
+        x = torch.bmm(images.reshape(batch, -1, width), right.mT)
+        x = x.view(batch, channels, height, out_width)
+        return torch.stack([torch.bmm(down, x[:, c]) for c in range(channels)], 1)
+
+
+def _one_by_one(images: Tensor, plans: Sequence[_Plan]) -> Tensor:
+    height, width = (max(plan.target[axis] for plan in plans) for axis in (0, 1))
+    result = images.new_zeros(*images.shape[:2], height, width)
+    for i, plan in enumerate(plans):
+        row = images[i : i + 1, :, : plan.size[0], : plan.size[1]].contiguous()
+        result[i : i + 1, :, : plan.target[0], : plan.target[1]] = plan.apply(row)
+    return result
+
+
+def _resized(images: Tensor, plans: Sequence[_Plan]) -> Tensor:
+    if not plans:
+        raise ValueError("expected at least one image in `images`, got none")
+    if plans.count(plans[0]) == len(plans) and plans[0].size == images.shape[-2:]:
+        return plans[0].apply(images)
+    return (_one_by_one if images.device.type == "cpu" else _together)(images, plans)
+
+
+def _contents(images: Tensor, sizes: Sequence[Size] | None) -> Sequence[Size]:
+    check_sizes(images, sizes)
+    return sizes or [(images.shape[-2], images.shape[-1])] * len(images)
+
+
+def resize_by(
+    images: Tensor,
+    factor: float | Sequence[float],
+    mode: str | Sequence[str],
+    sizes: Sequence[Size] | None = None,
+) -> Tensor:
+    """Resize by factors: sizes are rounded down, the step between samples is exactly 1/factor.
 
     Args:
-        images: `[B, C, H, W]`.
-        factor: Positive; 1 returns the images as they are.
-        mode: One of `MODES`. Area averages adaptive bins, bicubic uses a = -0.75; neither bilinear
-            nor bicubic smooths before it samples.
+        images: `[B, C, H, W]`, at least one.
+        factor: Positive, for all or one per image; 1 leaves an image as it is.
+        mode: One of `MODES`, for all or one per image. Area averages adaptive bins, bicubic uses
+            a = -0.75; neither bilinear nor bicubic smooths before it samples.
+        sizes: Height and width of each image, in the upper left corner of its canvas; what is
+            outside is finite and of no effect. None: images fill the canvas.
 
     Returns:
-        `[B, C, max(1, floor(H factor)), max(1, floor(W factor))]`.
+        `[B, C, H', W']`, as large as the largest result; image i has `scaled_size(sizes[i],
+        factor[i])`, zeros around it.
 
     Raises:
-        ValueError: An unknown mode, or a factor that is not positive.
+        ValueError: An unknown mode, a factor that is not positive, wrong sizes, or another number
+            of any than of images.
     """
-    _check(mode)
-    if not 0 < factor < math.inf:
-        raise ValueError(f"expected a positive `factor`, got {factor}; write for example 0.5")
-    if factor == 1:
-        return images
-    height, width = (math.floor(side * factor) for side in images.shape[-2:])
-    if min(height, width) < 1:
-        return resize_to(images, (max(1, height), max(1, width)), mode)
-    return F.interpolate(
-        images, scale_factor=factor, mode=mode, align_corners=None if mode == "area" else False
+    factors = (
+        _each(images, "factor", factor) if isinstance(factor, Sequence) else [factor] * len(images)
     )
+    for one in factors:
+        if not 0 < one < math.inf:
+            raise ValueError(f"expected a positive `factor`, got {one}; write for example 0.5")
+    plans = []
+    rows = zip(_contents(images, sizes), factors, _modes(images, mode), strict=True)
+    for (height, width), one, name in rows:
+        # A side that would vanish becomes one pixel; no factor leads there.
+        kept = min(math.floor(height * one), math.floor(width * one)) >= 1
+        target = scaled_size((height, width), one)
+        plans.append(_Plan((height, width), target, name, one if kept else None))
+    return _resized(images, plans)
 
 
-def resize_to(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Resize to a size: the step between samples is the ratio of the sizes.
+def resize_to(
+    images: Tensor,
+    size: Size | Sequence[Size],
+    mode: str | Sequence[str],
+    sizes: Sequence[Size] | None = None,
+) -> Tensor:
+    """Resize to sizes: the step between samples is the ratio of the sizes.
 
     Args:
-        images: `[B, C, H, W]`.
-        size: Height and width to reach.
-        mode: One of `MODES`, as in `resize_by`.
+        images: `[B, C, H, W]`, at least one.
+        size: Height and width to reach, for all or one per image.
+        mode: One of `MODES`, for all or one per image, as in `resize_by`.
+        sizes: As in `resize_by`.
+
+    Returns:
+        `[B, C, H', W']`, as large as the largest result; image i has `size[i]`, zeros around it.
 
     Raises:
-        ValueError: An unknown mode.
+        ValueError: An unknown mode, wrong sizes, or another number of any than of images.
     """
-    _check(mode)
-    if tuple(images.shape[-2:]) == tuple(size):
-        return images
-    return F.interpolate(
-        images, size=size, mode=mode, align_corners=None if mode == "area" else False
-    )
+    alike = isinstance(size[0], int)
+    targets = cast(Sequence[Size], [size] * len(images) if alike else _each(images, "size", size))
+    plans = []
+    rows = zip(_contents(images, sizes), targets, _modes(images, mode), strict=True)
+    for before, (height, width), name in rows:
+        if min(height, width) < 1:
+            raise ValueError(f"expected `size` of at least 1x1, got {height}x{width}")
+        plans.append(_Plan((before[0], before[1]), (height, width), name, None))
+    return _resized(images, plans)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -10,15 +12,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtlweight_sr.degradation.columns import COLUMNS, NOISE_TYPES, Branch, branches
+from mtlweight_sr.degradation.mixture import Space
 from mtlweight_sr.degradation.parameters import (
     DegradationParameters,
     FinalParameters,
     StageParameters,
 )
 from mtlweight_sr.degradation.philox import as_ids, uniforms, words
-from mtlweight_sr.degradation.space import DegradationSpace
 
-__all__ = ["ROW", "draw_cube", "draw_rows", "draw_seeds", "parameters_from_cube"]
+__all__ = [
+    "ROW",
+    "Ids",
+    "draw_cube",
+    "draw_parameters",
+    "draw_rows",
+    "draw_seeds",
+    "parameters_from_cube",
+]
 
 ROW = 40
 """Random words of one draw of one id: 38 for the cube, one for a box, one for the noise seed."""
@@ -72,37 +82,75 @@ def draw_seeds(ids: Ids, seed: int, stream: int = 0) -> Tensor:
     return draw_rows(ids, seed, stream)[2]
 
 
+class _Table:
+    """All branches of a space as arrays, one line each, in the order of `branches`."""
+
+    def __init__(self, space: Space) -> None:
+        maps = branches(space)
+        # A line that holds nowhere starts each parameter: none is left without a line.
+        nowhere = Branch({COLUMNS[0]: (Fraction(2), Fraction(2))}, 0, 0)
+        lines = [line for some in maps.values() for line in (nowhere, *some)]
+        widest = max(len(line.where) for line in lines)
+        self.names = tuple(maps)
+        self.starts = np.cumsum([0, *(1 + len(some) for some in maps.values())])[:-1]
+        self.column = np.zeros((widest, len(lines), 1), dtype=np.intp)
+        self.low = np.full(self.column.shape, -np.inf)
+        self.high = np.full(self.column.shape, np.inf)
+        # low + span * (v - start) / length; a constant has span 0.
+        self.value, self.span, self.start, self.length = np.zeros((4, len(lines), 1))
+        self.read = np.zeros(len(lines), dtype=np.intp)
+        self.length[:] = 1
+        for i, line in enumerate(lines):
+            for side, (column, (low, high)) in enumerate(line.where.items()):
+                self.column[side, i] = COLUMNS.index(column)
+                self.low[side, i], self.high[side, i] = float(low), float(high)
+            self.value[i] = line.low
+            if line.column is not None:
+                start, end = map(float, line.where[line.column])
+                self.span[i], self.start[i], self.length[i] = (
+                    line.high - line.low,
+                    start,
+                    end - start,
+                )
+                self.read[i] = COLUMNS.index(line.column)
+
+    def values(self, cube: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The value of every parameter in every row, `[parameters, B]`; 0 where none is defined."""
+        rows = np.ascontiguousarray(cube.T)
+        inside = np.ones((len(self.read), len(cube)), dtype=bool)
+        for column, low, high in zip(self.column[..., 0], self.low, self.high, strict=True):
+            v = rows[column]
+            inside &= (v >= low) & (v < high)
+        value = self.value + self.span * ((rows[self.read] - self.start) / self.length)
+        # At most one line of a parameter holds in a row: the sum is its value.
+        return np.add.reduceat(np.where(inside, value, 0), self.starts)
+
+
+_table = lru_cache(maxsize=32)(_Table)
+_AT_ONCE = 1024
+
+
 class _Maps:
-    """Evaluates the maps of a space on rows of the cube."""
+    """The parameters of rows of the cube."""
 
-    def __init__(self, space: DegradationSpace, cube: NDArray[np.float64]) -> None:
-        self.maps: Mapping[str, tuple[Branch, ...]] = branches(space)
-        self.column = {name: cube[:, i] for i, name in enumerate(COLUMNS)}
-        self.rows = len(cube)
+    def __init__(self, space: Space, cube: NDArray[np.float64]) -> None:
+        table = _table(space)
+        # In parts, since every row needs a few hundred lines.
+        parts = [cube[i : i + _AT_ONCE] for i in range(0, max(len(cube), 1), _AT_ONCE)]
+        values = torch.from_numpy(np.concatenate([table.values(part) for part in parts], axis=1))
+        self.values: dict[str, Tensor] = dict(zip(table.names, values, strict=True))
 
-    def real(self, name: str, otherwise: float = 0.0) -> Tensor:
-        value = np.full(self.rows, otherwise)
-        for piece in self.maps[name]:
-            inside = np.ones(self.rows, dtype=bool)
-            for column, (low, high) in piece.where.items():
-                v = self.column[column]
-                inside &= (v >= float(low)) & (v < float(high))
-            if piece.column is None:
-                value[inside] = piece.low
-            else:
-                start, end = (float(edge) for edge in piece.where[piece.column])
-                at = (self.column[piece.column][inside] - start) / (end - start)
-                value[inside] = piece.low + (piece.high - piece.low) * at
-        return torch.from_numpy(value)
+    def real(self, name: str) -> Tensor:
+        return self.values[name].clone()
 
     def integer(self, name: str) -> Tensor:
-        return self.real(name).long()
+        return self.values[name].long()
 
     def flag(self, name: str) -> Tensor:
-        return self.real(name).bool()
+        return self.values[name].bool()
 
     def stage(self, s: int) -> StageParameters:
-        noise_type = self.integer(f"noise_type_{s}")
+        noise_type, jpeg = self.integer(f"noise_type_{s}"), self.flag(f"jpeg_{s}")
         sigma, scale = self.real(f"noise_sigma_{s}"), self.real(f"noise_scale_{s}")
         return StageParameters(
             blur=self.flag(f"blur_{s}"),
@@ -120,8 +168,8 @@ class _Maps:
             noise_level=self.real(f"noise_level_{s}"),
             noise_strength=torch.where(noise_type == NOISE_TYPES.index("gaussian"), sigma, scale),
             gray_noise=self.flag(f"gray_noise_{s}"),
-            jpeg=self.flag(f"jpeg_{s}"),
-            jpeg_quality=self.real(f"jpeg_quality_{s}", otherwise=100.0),
+            jpeg=jpeg,
+            jpeg_quality=torch.where(jpeg, self.values[f"jpeg_quality_{s}"], 100.0),
         )
 
     def final(self) -> FinalParameters:
@@ -134,9 +182,7 @@ class _Maps:
         )
 
 
-def parameters_from_cube(
-    space: DegradationSpace, cube: Tensor, seeds: Tensor
-) -> DegradationParameters:
+def parameters_from_cube(space: Space, cube: Tensor, seeds: Tensor) -> DegradationParameters:
     """The parameters that rows of the unit cube stand for.
 
     Args:
@@ -173,3 +219,12 @@ def parameters_from_cube(
         cube=cube,
         seed=seeds,
     )
+
+
+def draw_parameters(space: Space, ids: Ids, seed: int, stream: int = 0) -> DegradationParameters:
+    """Parameters of samples from the whole space, each a pure function of (seed, stream, id).
+
+    Arguments and errors are those of `draw_cube`.
+    """
+    cube, _, seeds = draw_rows(ids, seed, stream)
+    return parameters_from_cube(space, cube, seeds)

@@ -18,7 +18,7 @@ from mtlweight_sr.degradation.kernels import SIZE, stage_kernels
 from mtlweight_sr.degradation.parameters import DegradationParameters, StageParameters
 from mtlweight_sr.degradation.space import MODES
 
-__all__ = ["effective_blur", "effective_noise"]
+__all__ = ["effective_blur", "effective_noise", "effective_strength"]
 
 _LUMA = (0.299, 0.587, 0.114)
 _MID_GREY, _GRAINS = 0.5, 256
@@ -41,21 +41,10 @@ def _variance(stage: StageParameters, kernels: Tensor) -> Tensor:
     return torch.where(stage.blur, spread, 0)
 
 
-def effective_blur(parameters: DegradationParameters) -> Tensor:
-    r"""Standard deviation of all blur together, in HR pixels, `[B]` float64.
-
-    $\sqrt{\sigma_1^2+\sigma_2^2/s_1^2+\text{scale}^2\,\sigma_f^2}$, with $\sigma_i^2$ the mean
-    variance of a kernel per axis on its own grid and $s_1$ the first resize factor. A sinc counts
-    as the Gaussian whose frequency response is one half at the cutoff, $\sigma^2=2\ln 2/\omega^2$,
-    as the second moment of a sinc means nothing.
-    """
-    rows = parameters.to("cpu")
-    first, second, final = rows.first, rows.second, rows.final
-    variance = _variance(first, stage_kernels(first, dtype=torch.float64))
-    variance += (
-        _variance(second, stage_kernels(second, dtype=torch.float64)) / first.resize_scale**2
-    )
-    variance += torch.where(final.sinc, _sinc_variance(final.omega) * rows.scale**2, 0)
+def _blur(rows: DegradationParameters, first: Tensor, second: Tensor) -> Tensor:
+    variance = _variance(rows.first, first)
+    variance += _variance(rows.second, second) / rows.first.resize_scale**2
+    variance += torch.where(rows.final.sinc, _sinc_variance(rows.final.omega) * rows.scale**2, 0)
     return variance.sqrt()
 
 
@@ -67,6 +56,35 @@ def _noise_variance(stage: StageParameters) -> Tensor:
     return stage.noise_strength**2 * unit * luma
 
 
+def _noise(rows: DegradationParameters, kernels: Tensor) -> Tensor:
+    first, second = rows.first, rows.second
+    energy = kernels.square().flatten(1).sum(1)
+    energy = torch.where(second.blur, energy, 1)
+    ratio = second.resize_scale / (rows.scale * first.resize_scale)
+    area = ratio.clamp(max=1) ** 2
+    left = torch.tensor([math.nan, _BILINEAR, _BICUBIC], dtype=torch.float64)[second.resize_mode]
+    left = torch.where(second.resize_mode == MODES.index("area"), area, left)
+    return (energy * left * _noise_variance(first) + _noise_variance(second)).sqrt()
+
+
+def effective_strength(parameters: DegradationParameters) -> tuple[Tensor, Tensor]:
+    """`effective_blur` and `effective_noise` together, for little more than the price of one."""
+    rows = parameters.to("cpu")
+    first, second = (stage_kernels(s, dtype=torch.float64) for s in (rows.first, rows.second))
+    return _blur(rows, first, second), _noise(rows, second)
+
+
+def effective_blur(parameters: DegradationParameters) -> Tensor:
+    r"""Standard deviation of all blur together, in HR pixels, `[B]` float64.
+
+    $\sqrt{\sigma_1^2+\sigma_2^2/s_1^2+\text{scale}^2\,\sigma_f^2}$, with $\sigma_i^2$ the mean
+    variance of a kernel per axis on its own grid and $s_1$ the first resize factor. A sinc counts
+    as the Gaussian whose frequency response is one half at the cutoff, $\sigma^2=2\ln 2/\omega^2$,
+    as the second moment of a sinc means nothing.
+    """
+    return effective_strength(parameters)[0]
+
+
 def effective_noise(parameters: DegradationParameters) -> Tensor:
     r"""Standard deviation of all noise on the luma of a mid-grey LR image in [0, 1], `[B]`.
 
@@ -75,12 +93,4 @@ def effective_noise(parameters: DegradationParameters) -> Tensor:
     shrinks, 4/9 and 0.48 for bilinear and bicubic interpolation, 1 for "area" otherwise. What comes
     after the second noise is left out.
     """
-    rows = parameters.to("cpu")
-    first, second = rows.first, rows.second
-    energy = stage_kernels(second, dtype=torch.float64).square().flatten(1).sum(1)
-    energy = torch.where(second.blur, energy, 1)
-    ratio = second.resize_scale / (rows.scale * first.resize_scale)
-    area = ratio.clamp(max=1) ** 2
-    left = torch.tensor([math.nan, _BILINEAR, _BICUBIC], dtype=torch.float64)[second.resize_mode]
-    left = torch.where(second.resize_mode == MODES.index("area"), area, left)
-    return (energy * left * _noise_variance(first) + _noise_variance(second)).sqrt()
+    return effective_strength(parameters)[1]

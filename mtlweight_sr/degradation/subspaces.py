@@ -8,8 +8,8 @@ from fractions import Fraction
 from typing import Self
 
 from mtlweight_sr.degradation.boxes import Box, Wanted, boxes_where, intersections, is_range, merged
-from mtlweight_sr.degradation.columns import NAMES, branches
-from mtlweight_sr.degradation.space import DegradationSpace
+from mtlweight_sr.degradation.columns import Sides, branches, component_sides, value_names
+from mtlweight_sr.degradation.mixture import Mixture, Space
 
 __all__ = ["Task", "box_in_words", "task_from_ranges"]
 
@@ -51,7 +51,7 @@ class Task:
         return sum((box.volume for box in self.boxes), Fraction(0))
 
     @classmethod
-    def from_ranges(cls, space: DegradationSpace, name: str, /, **ranges: Wanted) -> Self:
+    def from_ranges(cls, space: Space, name: str, /, **ranges: Wanted) -> Self:
         """The samples whose parameters all lie in the given ranges, in physical units.
 
         `Task.from_ranges(space, "noisy", kernel_size_1=(15, 21), noise_sigma_1=(15.5, 30),
@@ -80,7 +80,7 @@ class Task:
         return cls(name, merged(boxes), words)
 
 
-def task_from_ranges(space: DegradationSpace, name: str, /, **ranges: Wanted) -> Task:
+def task_from_ranges(space: Space, name: str, /, **ranges: Wanted) -> Task:
     """The same as `Task.from_ranges`."""
     return Task.from_ranges(space, name, **ranges)
 
@@ -91,12 +91,12 @@ def _in_words(parameter: str, wanted: Wanted) -> str:
     return f"{parameter} = {wanted}"
 
 
-def _side_in_words(space: DegradationSpace, column: str, low: Fraction, high: Fraction) -> str:
+def _side_in_words(space: Space, column: str, low: Fraction, high: Fraction) -> str:
     """One side of a box, in physical units where the column alone decides."""
     pieces = branches(space).get(column, ())
     if all(p.column is None and set(p.where) == {column} for p in pieces) and pieces:
         values = [p.low for p in pieces if low <= p.where[column][0] < high]
-        names = NAMES.get(column)
+        names = value_names(space, column)
         return f"{column} in {{{', '.join(names[int(v)] if names else f'{v:g}' for v in values)}}}"
     if len(pieces) == 1 and set(pieces[0].where) == {column} and pieces[0].column == column:
         piece = pieces[0]
@@ -105,7 +105,27 @@ def _side_in_words(space: DegradationSpace, column: str, low: Fraction, high: Fr
     return f"{column} in the quantiles [{low}, {high})"
 
 
-def box_in_words(space: DegradationSpace, box: Box) -> str:
+def _in_component(box: Box, sides: Sides) -> Box | None:
+    """What a box of a mixture is in the cube of one component; None where it has no part there."""
+    ((column, (start, end)),) = sides.items()
+    inside = box.intersect(Box(sides))
+    if inside is None:
+        return None
+    low, high = inside.sides.get(column, (Fraction(0), Fraction(1)))
+    part = ((low - start) / (end - start), (high - start) / (end - start))
+    return Box({**inside.sides, column: part})
+
+
+def box_in_words(space: Space, box: Box) -> str:
     """A box as a sentence."""
+    if isinstance(space, Mixture):
+        parts = [
+            (part.name, box_in_words(part.space, inside))
+            for part, sides in zip(space.components, component_sides(space), strict=True)
+            if (inside := _in_component(box, sides)) is not None
+        ]
+        if len(parts) < len(space.components) or len({words for _, words in parts}) > 1:
+            return " or ".join(f"{name}: {words}" for name, words in parts)
+        return parts[0][1]
     sides = (_side_in_words(space, column, *side) for column, side in box.sides.items())
     return " and ".join(sides) or "everything"

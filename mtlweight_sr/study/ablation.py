@@ -14,6 +14,7 @@ from mtlweight_sr.evaluation import Scores
 from mtlweight_sr.metrics import BackboneMissing, PerceptualDistance
 from mtlweight_sr.problem import Problem
 from mtlweight_sr.references import load_references, single_task_references
+from mtlweight_sr.separation import separation_of
 from mtlweight_sr.settings import RuntimeSettings
 from mtlweight_sr.study.arms import Arm, build_strategy, needs_references
 from mtlweight_sr.study.config import AblationConfig, task_preset
@@ -27,6 +28,8 @@ from mtlweight_sr.validation import ValidationSet
 
 __all__ = ["run_ablation"]
 
+SEPARATION = "separation.json"
+"""Name of the file that keeps how far apart the tasks are."""
 MODEL = "model.pt"
 """Name of the averaged network in the folder of a finished run."""
 
@@ -67,6 +70,8 @@ def run_ablation(
         )
     distance, missing = _distance(config)
     problem = _problem(config)
+    apart = separation_of(config.out / SEPARATION, problem.tasks, problem.photographs)
+    display.tell(f"Tasks {config.tasks}: {apart.describe()}")
     trained = config.needs_references and config.references is None
     steps = config.training.steps
     runs = [(arm, seed) for seed in config.seeds for arm in config.arms]
@@ -96,6 +101,7 @@ def run_ablation(
         problem,
         results,
         references,
+        separation=apart,
         runtime=runtime,
         distance=distance,
         notes=[*missing, *failures],

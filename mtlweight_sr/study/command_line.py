@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from mtlweight_sr.models import available_models
 from mtlweight_sr.settings import ModelSettings, TrainingSettings
 from mtlweight_sr.study.arms import Arm, parse_arms, parse_options
@@ -15,7 +13,7 @@ from mtlweight_sr.study.config import AblationConfig, task_preset
 from mtlweight_sr.study.presets import PRESETS
 from mtlweight_sr.tasks import preset
 
-__all__ = ["ablation_config", "explain"]
+__all__ = ["ablation_config"]
 
 _FOCAL = "focal_achievement"
 
@@ -102,18 +100,6 @@ def ablation_config(
         notes=tuple(notes),
         **({"val_crop": base.get("val_crop")} | {k: v for k, v in others.items() if v is not None}),
     )
-
-
-def explain(error: BaseException) -> str:
-    """An error in one sentence: which setting was refused, its value, and what is allowed."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if not name:
-        return message
-    return f"`{name}` = {first['input']!r} is refused: {message}."
 
 
 def _model(

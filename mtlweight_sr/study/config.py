@@ -107,11 +107,11 @@ class AblationConfig(BaseModel):
             raise ValueError("`data` and `val` must both be given, or none: they must not overlap")
         if self.data and self.val and self.data.resolve() == self.val.resolve():
             raise ValueError(f"`data` and `val` must be different folders, got {self.data} twice")
-        if self.training.crop % self.model.scale:
-            raise ValueError(
-                f"`crop` must be a multiple of the scale {self.model.scale}, got "
-                f"{self.training.crop}"
-            )
+        for name in ("crop", "context"):
+            if (value := getattr(self.training, name)) % self.model.scale:
+                raise ValueError(
+                    f"`{name}` must be a multiple of the scale {self.model.scale}, got {value}"
+                )
         least = self.training.iterations * self.training.batch_size
         if least < len(names):
             raise ValueError(
@@ -133,5 +133,5 @@ class AblationConfig(BaseModel):
         """
         if self.data is None or self.val is None:
             return BundledPhotographs("train"), BundledPhotographs("val")
-        crop = self.training.crop
-        return PhotographFolder(self.data, minimum_size=crop), PhotographFolder(self.val)
+        side = self.training.side
+        return PhotographFolder(self.data, minimum_size=side), PhotographFolder(self.val)

@@ -23,12 +23,24 @@ from mtlweight_sr.training import IntervalRecord, Observer, Trainer
 __all__ = ["Display", "print_table"]
 
 
+_MUCH_WAITING = 0.05
+
+
 class _Rate(ProgressColumn):
     """Steps per second."""
 
     def render(self, task: ProgressTask) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:.1f} steps/s", style="progress.data.speed")
+
+
+class _Waiting(ProgressColumn):
+    """The share of time in which training waits for data."""
+
+    def render(self, task: ProgressTask) -> Text:
+        share = task.fields["waiting"]
+        style = "yellow" if share > _MUCH_WAITING else "progress.data.speed"
+        return Text(f"{share:.0%} waiting for data", style=style)
 
 
 class Display(Observer):
@@ -48,13 +60,15 @@ class Display(Observer):
             BarColumn(),
             MofNCompleteColumn(),
             _Rate(),
+            _Waiting(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self._bar: TaskID = self._progress.add_task("starting", total=None)
+        self._bar: TaskID = self._progress.add_task("starting", total=None, waiting=0.0)
         self._label = ""
+        self._told = False
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -77,23 +91,37 @@ class Display(Observer):
         self.console.print(f"[bold]{label}[/]: {why}")
         self._progress.advance(self._bar, steps)
 
+    def tell(self, words: str) -> None:
+        """Says something that holds for all runs."""
+        self.console.print(words, highlight=False, markup=False)
+
     def on_start(self, trainer: Trainer) -> None:
-        """Counts the steps that an interrupted run has done before."""
+        """Counts the steps that an interrupted run has done before, and tells of the cache."""
+        kept = trainer.loader.cached_bytes
+        if kept and not self._told:
+            self.console.print(
+                f"{len(trainer.problem.photographs)} photographs are kept decoded on the "
+                f"{trainer.runtime.cache}: {kept / 1e6:.0f} MB",
+                highlight=False,
+            )
+            self._told = True
         if trainer.step:
             self.console.print(f"[bold]{self._label}[/]: goes on from step {trainer.step}")
             self._progress.advance(self._bar, trainer.step)
 
     def on_step(self, trainer: Trainer) -> None:
         """Moves the bar."""
-        self._progress.advance(self._bar)
+        self._progress.update(self._bar, advance=1, waiting=trainer.pace.waiting_share)
 
     def on_interval(self, trainer: Trainer, record: IntervalRecord) -> None:
-        """Prints the metrics of the interval, and the weights it was trained with."""
+        """Prints the metrics of the interval, the weights it was trained with, and long waits."""
         psnr = "  ".join(f"{task} {value:.2f}" for task, value in record.psnr.items())
         line = f"[bold]{self._label}[/] {record.interval}/{trainer.settings.intervals}  {psnr} dB"
         if len(record.weights) > 1:
             shares = record.shares(trainer.settings.spend)
             line += "  [dim]shares[/] " + " ".join(f"{share:.2f}" for share in shares.values())
+        if trainer.pace.waiting_share > _MUCH_WAITING:
+            line += f"  [yellow]{trainer.pace.waiting_share:.0%} waiting for data[/]"
         if record.skipped:
             line += f"  [red]{record.skipped} steps skipped[/]"
         self.console.print(line, highlight=False)

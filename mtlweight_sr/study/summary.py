@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mtlweight_sr.evaluation import Scores, bicubic, evaluate, evaluate_perceptual
 from mtlweight_sr.metrics import PerceptualDistance
 from mtlweight_sr.problem import Problem
+from mtlweight_sr.separation import Separation
 from mtlweight_sr.settings import RuntimeSettings
 from mtlweight_sr.study.arms import Arm
 from mtlweight_sr.study.config import AblationConfig
@@ -45,6 +46,7 @@ def summarize(
     results: Sequence[RunResult],
     references: Mapping[str, Scores] | None,
     *,
+    separation: Separation,
     runtime: RuntimeSettings,
     distance: PerceptualDistance | None,
     notes: Sequence[str],
@@ -56,6 +58,7 @@ def summarize(
         problem: the tasks, photographs and validation set.
         results: the finished runs.
         references: metrics of single-task networks, a row of the tables.
+        separation: how far apart the tasks are.
         runtime: the device.
         distance: the perceptual distance; None leaves its table out.
         notes: remarks for the report, further to those of the config.
@@ -91,7 +94,8 @@ def summarize(
     shown = {arm: networks(first[arm]) for arm in config.arms if arm in first}
     plot_samples(shown, problem.validation, names, config.out / "samples.png")
     notes = [*config.notes, *_caveats(config, problem), *notes]
-    report = _report(config, problem, results, tables, runtime, notes)
+    tasks = f"{problem.tasks.describe()}\n\n{separation.describe()}"
+    report = _report(config, problem, results, tables, tasks, runtime, notes)
     _, html = write_report(report, config.out)
     write_json(
         config.out / "results.json",
@@ -99,6 +103,7 @@ def summarize(
             "settings": config.model_dump(mode="json"),
             "device": str(device),
             "tasks": problem.tasks.describe(),
+            "separation": asdict(separation),
             "references": {
                 task: {m: value for m, value in scores._asdict().items() if value == value}
                 for task, scores in (references or {}).items()
@@ -160,6 +165,7 @@ def _report(
     problem: Problem,
     results: Sequence[RunResult],
     tables: Sequence[Table],
+    tasks: str,
     runtime: RuntimeSettings,
     notes: Sequence[str],
 ) -> Report:
@@ -187,7 +193,7 @@ def _report(
             ("Shares of the tasks over the intervals", "weights.png"),
             ("Validation samples, one per task", "samples.png"),
         ),
-        tasks=problem.tasks.describe(),
+        tasks=tasks,
         settings=tuple(_settings(config, problem, runtime)),
         notes=tuple(notes),
     )

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 import mtlweight
+from mtlweight_sr.separation import Separation, measure_separation
 from mtlweight_sr.settings import ModelSettings, RuntimeSettings, TrainingSettings
 from mtlweight_sr.study import AblationConfig, Arm, run_ablation
 from mtlweight_sr.study.arms import build_strategy, needs_references, parse_arms, parse_options
@@ -43,6 +46,16 @@ def write_images(folder: Path, count: int, seed: int) -> Path:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("images")
     return write_images(root / "train", 3, 0), write_images(root / "val", 2, 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_rows() -> Iterator[None]:
+    """Tasks are compared on a few LR images instead of hundreds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "mtlweight_sr.separation.measure_separation", partial(measure_separation, rows=12)
+        )
+        yield
 
 
 def config(folders: tuple[Path, Path], out: Path, **changes: Any) -> AblationConfig:
@@ -277,6 +290,29 @@ def test_finished_runs_are_kept_and_others_are_refused(
     other = config(folders, tmp_path / "out", arms=(DWA,), options={"dwa": {"temperature": 3.0}})
     with pytest.raises(ValueError, match=r"options\.temperature = None, and now it is 3\.0"):
         run(other, resume=True)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_study_says_first_how_far_apart_its_tasks_are(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured() -> str:
+        text = io.StringIO()
+        shown = Display(Console(file=text, width=1000))
+        run(config(folders, tmp_path / "out", arms=(EQUAL,)), resume=True, display=shown)
+        return text.getvalue()
+
+    first = measured()
+    found = json.loads((tmp_path / "out/results.json").read_text())["separation"]
+    words = Separation(**found).describe()
+    assert first.splitlines()[0] == f"Tasks 2: {words}"
+    assert words in (tmp_path / "out/report.md").read_text()
+
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("mtlweight_sr.separation.measure_separation", never)
+    assert measured().splitlines()[0] == f"Tasks 2: {words}"
 
 
 @pytest.mark.usefixtures("no_plots")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import mtlweight
 from mtlweight_sr.data import PhotographFolder
 from mtlweight_sr.degradation import degrade
+from mtlweight_sr.degradation.crop import crop_pair
 from mtlweight_sr.problem import Problem
 from mtlweight_sr.settings import ModelSettings, RuntimeSettings, TrainingSettings
 from mtlweight_sr.tasks import preset
@@ -107,23 +108,29 @@ def strategy_of(name: str) -> mtlweight.Strategy:
     return mtlweight.build(name, TASKS.names, **options.get(name, {}))
 
 
-def test_equal_on_losses_is_the_loop_one_writes_by_hand(problem: Problem, tmp_path: Path) -> None:
-    run = trainer(problem, tmp_path)
+@pytest.mark.parametrize("context", [0, 8])
+def test_equal_on_losses_is_the_loop_one_writes_by_hand(
+    problem: Problem, tmp_path: Path, context: int
+) -> None:
+    run = trainer(problem, tmp_path, context=context)
     run.run()
 
     chosen = settings()
     model = MODEL.build(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
     sampler = mtlweight.QuotaSampler.for_generated(3, TASKS.names, num_samples=12, batch_size=4)
-    dataset = run._loader.dataset
+    dataset = run.loader.dataset
     step = 0
     for _ in range(3):
         for keys in sampler:
             crops = [dataset[key] for key in keys]
+            assert crops[0].image.shape == (3, 32 + context, 32 + context)
             hr = torch.stack([crop.image for crop in crops]).float() / 255
             tasks = torch.tensor([crop.task for crop in crops])
             seeds = torch.tensor([crop.seed for crop in crops])
             lr = degrade(hr, TASKS.draw(tasks, seeds, 0, stream=2))
+            if context:
+                hr, lr = crop_pair(hr, lr, 32, seeds, 2)
             each = (model(lr) - hr).abs().mean((1, 2, 3))
             # A batch of four holds one sample of each task: the mean over tasks is the plain one.
             assert tasks.unique().numel() == 4
@@ -173,6 +180,59 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(
     assert torch.equal(parameters(second.learner.average), parameters(whole.learner.average))
     assert torch.equal(second.strategy.weights, whole.strategy.weights)
     assert (tmp_path / "parts/log.jsonl").read_text() == (tmp_path / "whole/log.jsonl").read_text()
+
+
+def test_a_run_may_resume_from_other_memory(problem: Problem, tmp_path: Path) -> None:
+    whole = trainer(problem, tmp_path / "whole", strategy_of("dwa"), spend="data")
+    whole.run()
+    for stop, run in ((2, runtime(cache="device")), (5, runtime(cache="host", workers=2))):
+        part = trainer(
+            problem,
+            tmp_path / "parts",
+            strategy_of("dwa"),
+            observer=StopAt(stop),
+            run=run,
+            spend="data",
+        )
+        if stop > 2:
+            part.load()
+        with pytest.raises(TrainingInterrupted):
+            part.run()
+    last = trainer(
+        problem, tmp_path / "parts", strategy_of("dwa"), run=runtime(cache="device"), spend="data"
+    )
+    last.load()
+    assert last.run() == whole.history
+    assert torch.equal(parameters(last.learner.model), parameters(whole.learner.model))
+    assert (tmp_path / "parts/log.jsonl").read_text() == (tmp_path / "whole/log.jsonl").read_text()
+
+
+def test_photographs_that_do_not_fit_are_refused_before_training(
+    problem: Problem, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"3 photographs take 1\.9e-05 GB decoded, .* 1e-09 GB"):
+        trainer(problem, tmp_path, run=runtime(cache="device", cache_bytes=1))
+    with pytest.raises(ValueError, match="'none', 'host' or 'device'"):
+        runtime(cache="disk")
+
+
+def test_the_pace_is_written_apart_from_the_log(problem: Problem, tmp_path: Path) -> None:
+    class Shares(Observer):
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def on_step(self, trainer: Trainer) -> None:
+            self.seen.append(trainer.pace.waiting_share)
+
+    observer = Shares()
+    run = trainer(problem, tmp_path, observer=observer, intervals=2)
+    run.run()
+    lines = [json.loads(line) for line in (tmp_path / "pace.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["steps"]) for line in lines] == [(3, 3), (6, 3)]
+    assert all(0 < line["waiting"] < line["seconds"] for line in lines)
+    assert len(observer.seen) == 6
+    assert all(0 < share < 1 for share in observer.seen)
+    assert "waiting" not in (tmp_path / "log.jsonl").read_text()
 
 
 def test_a_run_stopped_while_validating_only_validates_again(
@@ -402,6 +462,10 @@ def test_bad_settings_say_what_is_wrong(problem: Problem, tmp_path: Path) -> Non
         runtime(device="toaster")
     with pytest.raises(ValueError, match="multiple of the scale 2, got 33"):
         trainer(problem, tmp_path, crop=33)
+    with pytest.raises(ValueError, match="`context` must be a multiple of the scale 2, got 3"):
+        trainer(problem, tmp_path, context=3)
+    with pytest.raises(ValueError, match="at least 48 x 48 pixels"):
+        trainer(problem, tmp_path, context=16)
     with pytest.raises(ValueError, match="must be built for the tasks"):
         trainer(problem, tmp_path, mtlweight.Equal(3))
     with pytest.raises(ValueError, match="'depth'"):

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner, Result
 
 from mtlweight_sr.data import BundledPhotographs, PhotographFolder
-from mtlweight_sr.degradation import REALESRGAN_X4, degrade
+from mtlweight_sr.degradation import REALESRGAN_X4, degrade, draw_seeds
+from mtlweight_sr.replay import replayed
 from mtlweight_sr.tasks import Task, TaskSpace, preset
 from mtlweight_sr.validation import ValidationSet
+from mtlweight_sr.validation_commands import app
+from mtlweight_sr.validation_rebuild import rebuild
 
 
 def four_tasks(middle: float) -> TaskSpace:
@@ -70,6 +75,7 @@ def test_pairs_are_the_degraded_centre_crops(built, space, source):
             lr, hr = built.pairs(name)
             assert torch.equal(hr[index : index + 1], crop)
             row = space.draw(torch.tensor([task]), torch.tensor([index]), 7)
+            row = replace(row, seed=draw_seeds([index], 7, stream=2**16 + task))
             torch.testing.assert_close(lr[index : index + 1], degrade(crop, row))
     assert lr.shape == (2, 3, 16, 16)
     assert lr.dtype == hr.dtype == torch.float32
@@ -83,43 +89,158 @@ def test_pairs_and_iterate_agree(built):
         assert torch.equal(torch.cat([single[1] for single in singles]), hr)
 
 
-def test_tasks_share_their_rows_and_natural_ones_are_independent(built, space):
-    rows = manifest(built)["lr"]
-    cubes = {
-        name: np.array([[float.fromhex(value) for value in entry["cube"]] for entry in entries])
-        for name, entries in rows.items()
+def test_tasks_share_their_rows_but_no_noise_and_natural_ones_are_independent(built, space):
+    rows = {
+        name: replayed([entry["parameters"] for entry in entries])
+        for name, entries in manifest(built)["lr"].items()
     }
-    seeds = {name: [entry["noise_seed"] for entry in entries] for name, entries in rows.items()}
+    cubes = {name: row.cube.numpy() for name, row in rows.items()}
     first, *others = space.names
     assert cubes[first].shape == (2, 38)
     assert not np.array_equal(cubes[first][0], cubes[first][1])
     for name in others:
-        assert seeds[name] == seeds[first]
         # Only the two columns that the preset cuts differ.
         assert 1 <= (cubes[name] != cubes[first]).any(axis=0).sum() <= 2
-    assert set(seeds["natural"]).isdisjoint(seeds[first])
     assert (cubes["natural"] != cubes[first]).mean() > 0.9
+    assert len({seed for row in rows.values() for seed in row.seed.tolist()}) == 2 * len(rows)
 
 
-def test_the_manifest_records_rows_exactly_and_hashes_of_all_files(built, space):
+def test_the_manifest_records_parameters_exactly_and_hashes_of_all_files(built, space):
     recorded = manifest(built)
     for task, name in enumerate(space.names):
         drawn = space.draw(torch.full((2,), task), torch.arange(2), 7)
-        cube = [[float.fromhex(value) for value in e["cube"]] for e in recorded["lr"][name]]
-        assert torch.equal(torch.tensor(cube, dtype=torch.float64), drawn.cube)
+        entries = recorded["lr"][name]
+        rows = replayed([entry["parameters"] for entry in entries])
+        assert torch.equal(rows.cube, drawn.cube)
+        for stage in ("first", "second", "final"):
+            for field in fields(getattr(drawn, stage)):
+                value = getattr(getattr(rows, stage), field.name)
+                assert torch.equal(value, getattr(getattr(drawn, stage), field.name))
+        assert [entry["words"] for entry in entries] == [drawn.describe(0), drawn.describe(1)]
     entries = [*recorded["hr"], *(entry for row in recorded["lr"].values() for entry in row)]
     files = {path.relative_to(built.path).as_posix() for path in built.path.rglob("*.png")}
     assert {entry["file"] for entry in entries} == files
     for entry in entries:
         content = (built.path / entry["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == entry["sha256"]
-    assert {"mtlweight", "torch", "numpy", "pillow", "python"} == recorded["versions"].keys()
+    assert recorded["versions"].keys() == {
+        *("mtlweight", "torch", "numpy", "pillow", "python", "cpu")
+    }
     assert recorded["request"]["seed"] == 7
 
 
 def test_building_twice_gives_the_same_bytes(built, space, source, tmp_path):
     again = ValidationSet.build(source, space, seed=7, crop=64, out=tmp_path / "b", natural=True)
     assert manifest(again) == manifest(built)
+
+
+def test_rebuilding_gives_the_same_bytes_on_any_number_of_threads(built, source, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        again = rebuild(built.path / "manifest.json", source, tmp_path / "again")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    files = {path.relative_to(built.path) for path in built.path.rglob("*") if path.is_file()}
+    assert len(files) == 2 * 6 + 1
+    for file in files:
+        assert (again.path / file).read_bytes() == (built.path / file).read_bytes()
+    assert (again.tasks, again.images, again.request) == (built.tasks, built.images, built.request)
+
+
+def test_rebuilding_finds_photographs_by_name_among_others(space, tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+
+    def write(name: str) -> None:
+        pixels = generator.integers(0, 256, (40, 45, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / name)
+
+    write("b.png")
+    write("c.png")
+    folder = PhotographFolder(tmp_path / "images")
+    built = ValidationSet.build(folder, space, seed=0, crop=None, out=tmp_path / "set")
+    write("a.png")
+    more = PhotographFolder(tmp_path / "images")
+    again = rebuild(built.path, more, tmp_path / "again")
+    assert manifest(again) == manifest(built)
+
+
+def test_rebuilding_names_photographs_that_changed(space, tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b", "c"):
+        pixels = generator.integers(0, 256, (40, 45, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.png")
+    folder = PhotographFolder(tmp_path / "images")
+    built = ValidationSet.build(folder, space, seed=0, crop=32, out=tmp_path / "set")
+    # Another file with the same pixels is the same photograph.
+    Image.fromarray(pixels).save(tmp_path / "images" / "c.png", compress_level=0)
+    (tmp_path / "images" / "a.png").unlink()
+    Image.fromarray(255 - pixels).save(tmp_path / "images" / "b.png")
+    changed = PhotographFolder(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"a\.png is missing; b\.png is changed"):
+        rebuild(built.path, changed, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    Image.fromarray(pixels[:20]).save(tmp_path / "images" / "c.png")
+    with pytest.raises(ValueError, match=r"b\.png, c\.png are changed"):
+        rebuild(built.path, PhotographFolder(tmp_path / "images"), tmp_path / "again")
+
+
+def test_rebuilding_compares_the_pixels(built, source, tmp_path):
+    path = copied(built, tmp_path / "copy")
+    content = manifest(built)
+    entry = content["lr"]["noise"][1]
+    entry["parameters"]["seed"] ^= 1
+    content["versions"]["torch"] = "0.1"
+    (path / "manifest.json").write_text(json.dumps(content))
+    expected = rf"1 of 10 rebuilt LR images .*{entry['file']} first; torch 0\.1 then"
+    with pytest.raises(ValueError, match=expected):
+        rebuild(path, source, tmp_path / "again")
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileExistsError, match="`out` must not exist yet"):
+        rebuild(built.path, source, built.path)
+    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
+        rebuild(tmp_path, source, tmp_path / "again")
+    content["format"] = 1
+    (path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="must have format 2, got 1"):
+        rebuild(path, source, tmp_path / "again")
+
+
+def test_commands_build_check_and_rebuild(tmp_path):
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [str(word) for word in arguments])
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = ("--crop", 32, "--images", 1, "--preset", "paper2", "--out", first)
+    assert "low_noise, high_noise, natural" in invoke("build", *options).output
+    assert invoke("rebuild", first, "--out", second).exit_code == 0
+    assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
+    assert invoke("check", second).exit_code == 0
+    (second / "hr" / "0000.png").write_bytes(b"")
+    for arguments, words in (
+        (("check", second), "has changed"),
+        (("build", *options), "must not exist yet"),
+        (("build", tmp_path / "none", "--out", second), "must be a folder of images"),
+        (("build", "--preset", "paper9", "--out", tmp_path / "third"), "paper9"),
+    ):
+        result = invoke(*arguments)
+        assert result.exit_code == 2
+        assert words in " ".join(result.output.split())
+
+
+def test_compat_is_part_of_the_request(space, source, tmp_path):
+    options = {"seed": 1, "crop": 32, "images": 1, "root": tmp_path / "sets"}
+    ours = ValidationSet.load_or_build(source, space, **options)
+    theirs = ValidationSet.load_or_build(source, space, compat="realesrgan", **options)
+    assert theirs.path != ours.path
+    for task in space.names:
+        row = replayed([manifest(theirs)["lr"][task][0]["parameters"]])
+        lr, hr = theirs.pairs(task)
+        torch.testing.assert_close(lr, degrade(hr, row, compat="realesrgan"))
+    assert manifest(rebuild(theirs.path, source, tmp_path / "again")) == manifest(theirs)
 
 
 def test_loading_gives_what_was_built(built):
@@ -196,7 +317,7 @@ def test_a_build_that_fails_leaves_nothing(space, source, tmp_path, monkeypatch)
             raise RuntimeError("power cut")
         return degrade(*args, **kwargs)
 
-    monkeypatch.setattr("mtlweight_sr.validation_files.degrade", fail)
+    monkeypatch.setattr("mtlweight_sr.replay.degrade", fail)
     with pytest.raises(RuntimeError, match="power cut"):
         ValidationSet.build(source, space, seed=1, crop=32, out=tmp_path / "set")
     assert list(tmp_path.iterdir()) == []

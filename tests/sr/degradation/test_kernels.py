@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import kornia
 import numpy as np
@@ -8,7 +10,13 @@ import torch
 from scipy import special
 
 from mtlweight_sr.degradation import REALESRGAN_X4, draw_cube, draw_seeds, parameters_from_cube
-from mtlweight_sr.degradation.kernels import blur_kernels, sinc, stage_kernels
+from mtlweight_sr.degradation.kernels import (
+    blur_kernels,
+    degradation_kernels,
+    gaussian_like,
+    sinc,
+    stage_kernels,
+)
 
 
 def by_formula(
@@ -139,3 +147,106 @@ def test_a_kernel_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
 def test_half_precision_kernels_are_refused() -> None:
     with pytest.raises(TypeError, match="float16"):
         plain(7, 1.0, torch.float16)
+
+
+def test_all_stages_together_are_the_stages_alone() -> None:
+    p = parameters_from_cube(REALESRGAN_X4, draw_cube(range(80), 4), draw_seeds(range(80), 4))
+    made = degradation_kernels(p)
+    pulse = torch.zeros(21, 21)
+    pulse[10, 10] = 1
+    for stage, kernels in zip((p.first, p.second, p.final), made, strict=True):
+        on = stage.sinc if stage is p.final else stage.blur
+        expected = torch.where(on[:, None, None], stage_kernels(stage), pulse)
+        assert torch.equal(kernels.taps, expected)
+        sizes = torch.tensor(kernels.sizes)
+        assert (sizes[~on] == 1).all()
+        # A kernel so narrow that nothing but its centre is left is a pulse too.
+        assert ((expected[sizes == 1] - pulse).abs() < 2**-26).all()
+    assert not p.second.blur.all()
+
+
+def test_what_is_known_of_a_kernel_is_true() -> None:
+    p = parameters_from_cube(REALESRGAN_X4, draw_cube(range(120), 5), draw_seeds(range(120), 5))
+    for kernels in degradation_kernels(p):
+        for i, size in enumerate(kernels.sizes):
+            taps = kernels.taps[i].double()
+            inside = torch.zeros(21, 21, dtype=torch.bool)
+            inside[10 - size // 2 : 11 + size // 2, 10 - size // 2 : 11 + size // 2] = True
+            assert taps[~inside].abs().sum() <= 2**-26 * taps.abs().sum()
+            if size > 1:
+                inside[10 - size // 2 + 1 : 10 + size // 2, 10 - size // 2 + 1 : 10 + size // 2] = 0
+                assert taps[inside].abs().sum() > 0
+            if kernels.separable[i]:
+                vertical, horizontal = kernels.lines[i].double()
+                assert (torch.outer(vertical, horizontal) - taps).abs().max() < 1e-7
+            if kernels.mirrored[i]:
+                assert torch.equal(taps, taps.flip(1))
+    first = degradation_kernels(p)[0]
+    plain_rows = ~p.first.sinc & (p.first.family == 0)
+    assert first.separable == tuple(plain_rows.tolist())
+    assert first.mirrored == tuple((p.first.sinc | (p.first.family % 2 == 0)).tolist())
+
+
+def test_small_widths_need_small_kernels() -> None:
+    """A Gaussian is cut where float32 no longer sees it: 5.7 sigma on either side."""
+    p = parameters_from_cube(REALESRGAN_X4, draw_cube(range(300), 6), draw_seeds(range(300), 6))
+    rows = (p.first.kernel_size == 21) & ~p.first.sinc & (p.first.family == 0)
+    kernels = degradation_kernels(p)[0]
+    narrow = [i for i in rows.nonzero()[:, 0].tolist() if p.first.sigma_x[i] < 1.5]
+    assert narrow
+    for i in narrow:
+        assert abs(kernels.sizes[i] // 2 - 5.7 * float(p.first.sigma_x[i])) < 1.5
+
+
+def test_upright_gaussians_are_separable() -> None:
+    p = parameters_from_cube(REALESRGAN_X4, draw_cube(range(60), 7), draw_seeds(range(60), 7))
+    kind = torch.ones_like(p.first.family)
+    upright = replace(
+        p.first,
+        family=kind,
+        sinc=torch.zeros_like(p.first.sinc),
+        rotation=torch.zeros_like(p.first.rotation),
+    )
+    kernels = degradation_kernels(replace(p, first=upright))[0]
+    assert all(kernels.separable)
+    assert all(kernels.mirrored)
+    products = kernels.lines[:, 0, :, None] * kernels.lines[:, 1, None]
+    assert (products - kernels.taps).abs().max() < 1e-7
+
+
+def test_rows_are_chosen_together() -> None:
+    p = parameters_from_cube(REALESRGAN_X4, draw_cube(range(9), 8), draw_seeds(range(9), 8))
+    kernels = degradation_kernels(p)[0]
+    for rows, index in (([4, 0, 8], [4, 0, 8]), (slice(2, 7, 2), [2, 4, 6]), (-1, [8]), ([], [])):
+        some = kernels[rows]
+        assert len(some) == len(index)
+        assert torch.equal(some.taps, kernels.taps[index])
+        assert torch.equal(some.lines, kernels.lines[index])
+        for name in ("sizes", "separable", "mirrored"):
+            assert getattr(some, name) == tuple(getattr(kernels, name)[i] for i in index)
+    with pytest.raises(IndexError):
+        kernels[9]
+
+
+def test_rows_alone_have_the_bits_of_all_stages_together() -> None:
+    p = parameters_from_cube(REALESRGAN_X4, draw_cube(range(31), 9), draw_seeds(range(31), 9))
+    together = degradation_kernels(p)
+    for i in range(31):
+        for mine, theirs in zip(degradation_kernels(p[i]), together, strict=True):
+            row = theirs[i]
+            assert torch.equal(mine.taps, row.taps)
+            assert torch.equal(mine.lines, row.lines)
+            assert (mine.sizes, mine.separable) == (row.sizes, row.separable)
+
+
+def test_no_rows_have_no_kernels() -> None:
+    none = parameters_from_cube(REALESRGAN_X4, draw_cube(range(3), 1), draw_seeds(range(3), 1))[:0]
+    assert [len(kernels) for kernels in degradation_kernels(none)] == [0, 0, 0]
+
+
+def test_families_alone_are_those_of_a_stage() -> None:
+    p = parameters_from_cube(REALESRGAN_X4, draw_cube(range(40), 2), draw_seeds(range(40), 2)).first
+    columns = (p.kernel_size, p.family, p.sigma_x, p.sigma_y, p.rotation, p.beta)
+    alone = gaussian_like(*columns)
+    whole = stage_kernels(p, dtype=torch.float64)
+    assert torch.equal(alone[~p.sinc], whole[~p.sinc])

@@ -16,6 +16,7 @@ from mtlweight_sr.degradation import (
     DegradationParameters,
     DegradationSpace,
     draw_cube,
+    draw_parameters,
     draw_seeds,
     parameters_from_cube,
 )
@@ -188,6 +189,19 @@ def test_maps_are_those_of_the_table() -> None:
                     getattr(parameters, ("first", "second")[int(name[-1]) - 1]), name[:-1]
                 )[i]
             assert got.item() == pytest.approx(value, abs=1e-12), (i, name)
+
+
+def test_a_row_is_the_same_in_a_long_table() -> None:
+    ids = torch.arange(3000)
+    table = draw_parameters(REALESRGAN_X4, ids, 2, 7)
+    assert torch.equal(table.cube, draw_cube(ids, 2, 7))
+    for i in (0, 1023, 1024, 2999):
+        alone = draw_parameters(REALESRGAN_X4, [i], 2, 7)
+        for name in ("kernel_size", "sigma_y", "beta", "omega", "noise_strength", "jpeg_quality"):
+            for stage in ("first", "second"):
+                whole, row = (getattr(getattr(p, stage), name) for p in (table, alone))
+                assert torch.equal(whole[i : i + 1], row)
+        assert torch.equal(table.seed[i : i + 1], alone.seed)
 
 
 def test_columns_are_named_once() -> None:

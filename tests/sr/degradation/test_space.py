@@ -7,14 +7,22 @@ import pytest
 from pydantic import ValidationError
 
 from mtlweight_sr.degradation import (
+    DASR_SEVERE,
+    DASR_SHARES,
+    DASR_STANDARD,
+    DASR_WEAK,
     REALESRGAN_X2,
     REALESRGAN_X4,
+    STABLESR_X4,
     BlurSettings,
     DegradationSpace,
     JpegSettings,
     NoiseSettings,
     ResizeSettings,
     Stage,
+    draw_cube,
+    draw_seeds,
+    parameters_from_cube,
 )
 from mtlweight_sr.degradation.columns import atom_edges, branches
 from mtlweight_sr.degradation.space import exact
@@ -39,7 +47,69 @@ def test_x2_differs_by_scale_alone() -> None:
     assert REALESRGAN_X2.model_copy(update={"scale": 4}) == REALESRGAN_X4
 
 
-@pytest.mark.parametrize("space", [REALESRGAN_X4, REALESRGAN_X2])
+DASR = {"weak": DASR_WEAK, "standard": DASR_STANDARD, "severe": DASR_SEVERE}
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma", "factors", "noise", "scale", "quality"),
+    [
+        ("weak", (0.2, 0.8), (0.85, 1.2), (1, 10), (0.05, 0.5), (90, 95)),
+        ("standard", (0.2, 1.5), (0.5, 1.2), (1, 20), (0.05, 1.5), (50, 95)),
+        ("severe", (0.2, 3.0), (0.15, 1.5), (1, 30), (0.05, 3.0), (30, 95)),
+    ],
+)
+def test_dasr_holds_the_published_numbers(
+    name: str, sigma: tuple, factors: tuple, noise: tuple, scale: tuple, quality: tuple
+) -> None:
+    first = DASR[name].first
+    assert first.blur.families == (0.65, 0.35, 0, 0, 0, 0)
+    assert first.blur.sinc == 0
+    assert first.blur.sigma_x == first.blur.sigma_y == sigma
+    assert (first.resize.down_range[0], first.resize.up_range[1]) == factors
+    assert first.resize.down_range[1] == first.resize.up_range[0] == 1
+    assert (first.noise.sigma, first.noise.scale, first.noise.gray) == (noise, scale, 0.4)
+    assert first.jpeg.quality == quality
+
+
+def test_dasr_shares() -> None:
+    assert DASR_SHARES == (0.3, 0.3, 0.4)
+    directions = [(s.first.resize.up, s.first.resize.down) for s in DASR.values()]
+    assert directions == [(0.1, 0.2), (0.3, 0.4), (0.2, 0.7)]
+    severe = DASR_SEVERE
+    assert (severe.second.blur.on, severe.second.blur.sinc, severe.final.sinc) == (0.8, 0, 0.8)
+    assert severe.second.noise == REALESRGAN_X4.second.noise
+
+
+def test_one_stage_is_followed_by_the_resize_alone() -> None:
+    cube, seeds = draw_cube(range(200), 0), draw_seeds(range(200), 0)
+    for space in (DASR_WEAK, DASR_STANDARD):
+        p = parameters_from_cube(space, cube, seeds)
+        assert p.first.blur.all()
+        assert p.first.jpeg.all()
+        for off in (p.second.blur, p.second.jpeg, p.final.sinc):
+            assert not off.any()
+        assert (p.second.resize_scale == 1).all()
+        assert (p.second.noise_strength == 0).all()
+        words = p.describe(0)
+        assert words.count("JPEG") == words.count("blur") == words.count("noise") == 1
+
+
+def test_stablesr_holds_the_published_numbers() -> None:
+    first, second = STABLESR_X4.first, STABLESR_X4.second
+    assert first.resize.down_range + first.resize.up_range == (0.3, 1, 1, 1.5)
+    assert second.resize.down_range + second.resize.up_range == (0.6, 1, 1, 1.2)
+    assert (first.noise.sigma, first.noise.scale) == ((1, 15), (0.05, 2))
+    assert (second.noise.sigma, second.noise.scale) == ((1, 12), (0.05, 1))
+    assert (first.jpeg.quality, second.jpeg.quality) == ((60, 95), (60, 100))
+    assert (first.blur.sigma_x, second.blur.sigma_y) == ((0.2, 1.5), (0.2, 1))
+    assert (first.blur.on, second.blur.on) == (1, 0.5)
+    assert STABLESR_X4.final == REALESRGAN_X4.final
+
+
+SPACES = [REALESRGAN_X4, REALESRGAN_X2, DASR_WEAK, DASR_STANDARD, DASR_SEVERE, STABLESR_X4]
+
+
+@pytest.mark.parametrize("space", SPACES)
 def test_json_round_trip(space: DegradationSpace) -> None:
     assert DegradationSpace.model_validate_json(space.model_dump_json()) == space
 

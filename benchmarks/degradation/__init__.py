@@ -1,0 +1,1 @@
+"""The degradation beside BasicSR's own functions, kornia's and the limit."""

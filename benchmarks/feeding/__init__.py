@@ -1,0 +1,1 @@
+"""From image files to crops on the device: decoding, workers, caches."""
