@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
+from mtlweight_sr.data.loader import CACHE_BYTES
 from mtlweight_sr.explaining import explain
-from mtlweight_sr.feeding import CACHE_BYTES
 from mtlweight_sr.settings import RuntimeSettings
 from mtlweight_sr.study import PRESETS, AblationConfig, run_ablation
 from mtlweight_sr.study.command_line import ablation_config

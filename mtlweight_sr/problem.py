@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mtlweight_sr.data import Photographs
-from mtlweight_sr.task_draws import TaskDraws
+from mtlweight_sr.tasks.draws import TaskDraws
 from mtlweight_sr.validation import ValidationSet
 
 __all__ = ["Problem"]

@@ -18,7 +18,7 @@ from mtlweight_sr.degradation import DegradationParameters, degrade
 from mtlweight_sr.evaluation import Scores
 from mtlweight_sr.problem import Problem
 from mtlweight_sr.settings import Metric, ModelSettings, RuntimeSettings, TrainingSettings
-from mtlweight_sr.task_draws import TaskDraws, TaskIds, checked_task_ids
+from mtlweight_sr.tasks.draws import TaskDraws, TaskIds, checked_task_ids
 from mtlweight_sr.training import CHECKPOINT, Observer, Trainer
 from mtlweight_sr.training_files import save_checkpoint, write_json
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
-from mtlweight_sr.feeding import CACHE_BYTES, Cache
+from mtlweight_sr.data.loader import CACHE_BYTES, Cache
 from mtlweight_sr.models import build_model
 
 __all__ = ["Metric", "ModelSettings", "RuntimeSettings", "Spend", "TrainingSettings"]

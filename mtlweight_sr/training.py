@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from mtlweight import QuotaSampler, Strategy, rows_by_task, task_means
 from mtlweight.running import RunningMean
 from mtlweight_sr.data import CropDataset
+from mtlweight_sr.data.loader import CropBatch, CropLoader
+from mtlweight_sr.data.pace import Pace
 from mtlweight_sr.degradation import degrade
 from mtlweight_sr.degradation.crop import crop_pair
 from mtlweight_sr.evaluation import evaluate
-from mtlweight_sr.feeding import CropBatch, CropLoader
 from mtlweight_sr.learner import Learner, TrainingDiverged
-from mtlweight_sr.pace import Pace
 from mtlweight_sr.problem import Problem
 from mtlweight_sr.settings import RuntimeSettings, Spend, TrainingSettings
 from mtlweight_sr.surroundings import (

@@ -111,9 +111,8 @@ def shares(measured: Measured) -> list[str]:
         if row["library"] != "training":
             name = ", ".join(part for part in (row["library"], row["route"]) if part)
             parts = [f"{row['per_sample'] / other['per_sample']:.1%}" for other in networks]
-            lines.append(
-                f"| {name} | {_digits(row['per_sample'] * row['batch'] * 1e3)} | {' | '.join(parts)} |"
-            )
+            batch = _digits(row["per_sample"] * row["batch"] * 1e3)
+            lines.append(f"| {name} | {batch} | {' | '.join(parts)} |")
     return [*lines, ""]
 
 

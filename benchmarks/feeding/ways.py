@@ -15,8 +15,8 @@ from PIL import Image
 
 from mtlweight.interval_plan import SampleKey
 from mtlweight_sr.data import BundledPhotographs, CropDataset, PhotographFolder
-from mtlweight_sr.feeding import Cache, CropLoader
-from mtlweight_sr.image_files import decode
+from mtlweight_sr.data.image_files import decode
+from mtlweight_sr.data.loader import Cache, CropLoader
 
 CROP = 256
 BATCH = 12

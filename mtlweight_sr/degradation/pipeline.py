@@ -24,7 +24,7 @@ Compat = Literal["realesrgan"]
 # What rows need on an accelerator, in pixels: blurred images have a margin on each side, and an
 # operator holds some canvases at once, its input and output included.
 _MARGIN = 10
-_WORK = 7.0
+_WORK = 8.0
 
 
 @overload
@@ -87,7 +87,8 @@ def degrade(
             stay each sample's own.
         poisson_levels: As `levels` in `add_noise`; "auto" counts them, as Real-ESRGAN does.
         buckets: In how many groups of similar size rows are worked on. None: on a CPU one for each
-            row; on an accelerator as few as hold no more than three times the memory of `hr`.
+            row; on an accelerator as few as hold no more than three times the memory of `hr` (a
+            batch of few images may need more).
 
     Returns:
         `[B, 3, H / scale, W / scale]` float32 in [0, 1], multiples of 1/255, on hr's device; for a

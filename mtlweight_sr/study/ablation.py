@@ -14,7 +14,6 @@ from mtlweight_sr.evaluation import Scores
 from mtlweight_sr.metrics import BackboneMissing, PerceptualDistance
 from mtlweight_sr.problem import Problem
 from mtlweight_sr.references import load_references, single_task_references
-from mtlweight_sr.separation import separation_of
 from mtlweight_sr.settings import RuntimeSettings
 from mtlweight_sr.study.arms import Arm, build_strategy, needs_references
 from mtlweight_sr.study.config import AblationConfig, task_preset
@@ -22,6 +21,7 @@ from mtlweight_sr.study.display import Display
 from mtlweight_sr.study.results import RunResult
 from mtlweight_sr.study.summary import Findings, summarize
 from mtlweight_sr.tasks import preset
+from mtlweight_sr.tasks.separation import separation_of
 from mtlweight_sr.training import CHECKPOINT, Trainer, TrainingDiverged
 from mtlweight_sr.training_files import save_checkpoint, write_json
 from mtlweight_sr.validation import ValidationSet

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from mtlweight_sr.evaluation import Scores, bicubic, evaluate, evaluate_perceptual
 from mtlweight_sr.metrics import PerceptualDistance
 from mtlweight_sr.problem import Problem
-from mtlweight_sr.separation import Separation
 from mtlweight_sr.settings import RuntimeSettings
 from mtlweight_sr.study.arms import Arm
 from mtlweight_sr.study.config import AblationConfig
 from mtlweight_sr.study.plots import plot_psnr, plot_samples, plot_weights
 from mtlweight_sr.study.report import Report, write_report
 from mtlweight_sr.study.results import GAIN, RunResult, Table, Values, metric_table, to_csv
+from mtlweight_sr.tasks.separation import Separation
 from mtlweight_sr.training_files import load_checkpoint, write_atomically, write_json
 
 __all__ = ["Findings", "summarize"]

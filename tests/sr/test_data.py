@@ -197,7 +197,7 @@ def test_bundled_photographs_need_no_network(monkeypatch):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr("mtlweight_sr.data.find_spec", lambda package: None)
+    monkeypatch.setattr("mtlweight_sr.data.photographs.find_spec", lambda package: None)
     with pytest.raises(ModuleNotFoundError, match=r"'sklearn'.* install `mtlweight\[sr\]`"):
         BundledPhotographs("val")
 

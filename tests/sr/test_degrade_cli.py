@@ -12,9 +12,9 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from mtlweight_sr import degrade as command
-from mtlweight_sr.contact_sheet import Sample, contact_sheet, short_words
 from mtlweight_sr.degradation import REALESRGAN_X2, degrade
+from mtlweight_sr.degrade import command
+from mtlweight_sr.degrade.contact_sheet import Sample, contact_sheet, short_words
 from mtlweight_sr.replay import degraded, recorded, replayed
 from mtlweight_sr.tasks import preset
 
@@ -221,7 +221,7 @@ def test_an_interrupted_run_records_what_it_made(photographs, tmp_path, monkeypa
             raise KeyboardInterrupt
         return degraded(*args, **kwargs)
 
-    monkeypatch.setattr("mtlweight_sr.degrade_files.degraded", stop)
+    monkeypatch.setattr("mtlweight_sr.degrade.files.degraded", stop)
     result = invoke(photographs, "--out", tmp_path / "out")
     assert result.exit_code == 130
     assert [entry["output"] for entry in record(tmp_path / "out")["images"]] == ["a.png"]

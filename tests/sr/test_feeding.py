@@ -19,11 +19,11 @@ from torch import Tensor
 
 from mtlweight import QuotaSampler
 from mtlweight.interval_plan import SampleKey
-from mtlweight_sr import feeding, pace
-from mtlweight_sr.crops import Place, PlaceDraws, cut
-from mtlweight_sr.data import BundledPhotographs, CropDataset, PhotographFolder
-from mtlweight_sr.feeding import CropBatch, CropLoader, PixelCache
-from mtlweight_sr.pace import Pace
+from mtlweight_sr.data import BundledPhotographs, CropDataset, PhotographFolder, pace
+from mtlweight_sr.data import loader as feeding
+from mtlweight_sr.data.crops import Place, PlaceDraws, cut
+from mtlweight_sr.data.loader import CropBatch, CropLoader, PixelCache
+from mtlweight_sr.data.pace import Pace
 from mtlweight_sr.study.display import Display
 
 CPU = torch.device("cpu")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtlweight_sr import separation as module
 from mtlweight_sr.data import BundledPhotographs
 from mtlweight_sr.degradation import REALESRGAN_X4
-from mtlweight_sr.separation import measure_separation, separation, separation_of
 from mtlweight_sr.tasks import FrozenTasks, Task, TaskSpace, preset
+from mtlweight_sr.tasks import separation as module
+from mtlweight_sr.tasks.separation import measure_separation, separation, separation_of
 
 MASSES = (0.5, 0.3, 0.2)
 GAPS = torch.tensor([0.4, -0.2, -0.7])  # their mean by the masses is 0

@@ -16,7 +16,6 @@ from PIL import Image
 from rich.console import Console
 
 import mtlweight
-from mtlweight_sr.separation import Separation, measure_separation
 from mtlweight_sr.settings import ModelSettings, RuntimeSettings, TrainingSettings
 from mtlweight_sr.study import AblationConfig, Arm, run_ablation
 from mtlweight_sr.study.arms import build_strategy, needs_references, parse_arms, parse_options
@@ -24,6 +23,7 @@ from mtlweight_sr.study.display import Display, print_table
 from mtlweight_sr.study.report import markdown_table
 from mtlweight_sr.study.results import AVERAGE, GAIN, Table, metric_table
 from mtlweight_sr.study.summary import Findings
+from mtlweight_sr.tasks.separation import Separation, measure_separation
 from mtlweight_sr.training import Trainer, TrainingInterrupted
 
 RUNTIME = RuntimeSettings(device="cpu", tensorboard=False)
@@ -53,7 +53,7 @@ def few_rows() -> Iterator[None]:
     """Tasks are compared on a few LR images instead of hundreds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "mtlweight_sr.separation.measure_separation", partial(measure_separation, rows=12)
+            "mtlweight_sr.tasks.separation.measure_separation", partial(measure_separation, rows=12)
         )
         yield
 
@@ -311,7 +311,7 @@ def test_a_study_says_first_how_far_apart_its_tasks_are(
     def never(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("mtlweight_sr.separation.measure_separation", never)
+    monkeypatch.setattr("mtlweight_sr.tasks.separation.measure_separation", never)
     assert measured().splitlines()[0] == f"Tasks 2: {words}"
 
 

@@ -16,8 +16,8 @@ from mtlweight_sr.degradation import REALESRGAN_X4, degrade, draw_seeds
 from mtlweight_sr.replay import replayed
 from mtlweight_sr.tasks import Task, TaskSpace, preset
 from mtlweight_sr.validation import ValidationSet
-from mtlweight_sr.validation_commands import app
-from mtlweight_sr.validation_rebuild import rebuild
+from mtlweight_sr.validation.commands import app
+from mtlweight_sr.validation.rebuild import rebuild
 
 
 def four_tasks(middle: float) -> TaskSpace:

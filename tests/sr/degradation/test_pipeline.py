@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import cv2
@@ -8,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from mtlweight_sr.degradation import (
+    DASR_WEAK,
     MODES,
     REALESRGAN_X2,
     REALESRGAN_X4,
@@ -20,8 +25,11 @@ from mtlweight_sr.degradation import (
     draw_seeds,
     jpeg,
     parameters_from_cube,
+    stages,
 )
 from mtlweight_sr.degradation.kernels import stage_kernels
+from mtlweight_sr.degradation.noise import normal_fields
+from tests.sr.degradation.simulated import DEVICE, simulated, to_device, to_host
 
 COMPAT: dict[str, Any] = {"libjpeg": None, "basicsr": "realesrgan"}
 OFF = {"on": 0.0}
@@ -65,7 +73,7 @@ def test_photographs_stay_recognisable(
     assert psnr.min().item() > 13
 
 
-def by_hand(image: Tensor, p: DegradationParameters) -> np.ndarray:
+def by_hand(image: Tensor, p: DegradationParameters, codec: Any) -> np.ndarray:
     """One sample without noise: OpenCV's filter, torch's resize, in the published order."""
 
     def filtered(x: np.ndarray, kernel: Tensor) -> np.ndarray:
@@ -80,7 +88,7 @@ def by_hand(image: Tensor, p: DegradationParameters) -> np.ndarray:
 
     def compressed(x: np.ndarray, quality: Tensor) -> np.ndarray:
         tensor = torch.from_numpy(np.clip(x, 0, 1)).permute(2, 0, 1)[None].contiguous()
-        return np.ascontiguousarray(jpeg(tensor, quality)[0].permute(1, 2, 0).numpy())
+        return np.ascontiguousarray(jpeg(tensor, quality, codec)[0].permute(1, 2, 0).numpy())
 
     kernels = [stage_kernels(s, dtype=torch.float64)[0] for s in (p.first, p.second, p.final)]
     x = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
@@ -105,14 +113,15 @@ def by_hand(image: Tensor, p: DegradationParameters) -> np.ndarray:
     return np.clip(np.round(x * 255), 0, 255)
 
 
-def test_the_order_is_the_published_one(photographs: Tensor) -> None:
+@pytest.mark.parametrize("mode", ["libjpeg", "basicsr"])
+def test_the_order_is_the_published_one(photographs: Tensor, mode: str) -> None:
     p = drawn(40, NOISELESS, seed=3)
     assert p.final.before_jpeg.any()
     assert (~p.final.before_jpeg).any()
     images = photographs[..., :128, :192].repeat(10, 1, 1, 1)
-    got = (degrade(images, p) * 255).round()
+    got = (degrade(images, p, compat=COMPAT[mode]) * 255).round()
     for i in range(40):
-        difference = np.abs(by_hand(images[i], p[i]) - got[i].permute(1, 2, 0).numpy())
+        difference = np.abs(by_hand(images[i], p[i], mode) - got[i].permute(1, 2, 0).numpy())
         # A level or a coefficient at a tie may fall on either side and moves one block.
         assert difference.mean() < 0.05, (i, difference.mean(), p.describe(i))
 
@@ -220,6 +229,118 @@ def test_the_second_noise_does_not_depend_on_the_first(photographs: Tensor) -> N
     assert torch.equal(degrade(flat, drawn(4, zero)), degrade(flat, drawn(4, none)))
 
 
+def published(p: DegradationParameters) -> DegradationParameters:
+    """Half of the rows with one stage alone, as DASR has them."""
+    weak = parameters_from_cube(DASR_WEAK, p.cube, p.seed)
+    rows = torch.arange(len(p)) % 2 == 0
+
+    def mixed(a: Any, b: Any) -> Any:
+        if isinstance(a, Tensor):
+            return torch.where(rows.view(-1, *[1] * (a.ndim - 1)), a, b)
+        if dataclasses.is_dataclass(a):
+            names = [field.name for field in dataclasses.fields(a)]
+            return type(a)(**{n: mixed(getattr(a, n), getattr(b, n)) for n in names})  # type: ignore[operator]
+        return a
+
+    return mixed(p, weak)
+
+
+def host_fields(*args: Any, device: torch.device | str = "cpu", **options: Any) -> Tensor:
+    """The CPU's noise on the simulated device."""
+    assert device == DEVICE
+    return to_device(normal_fields(*args, **options))
+
+
+@pytest.mark.parametrize("buckets", [None, 1, 3])
+@pytest.mark.parametrize("mode", ["libjpeg", "basicsr"])
+def test_an_accelerator_makes_what_a_cpu_makes(
+    photographs: Tensor, monkeypatch: pytest.MonkeyPatch, mode: str, buckets: int | None
+) -> None:
+    """Rows of many sizes in one tensor, and never a wait: what waits is refused."""
+    hr = photographs[..., :96, :128].repeat(4, 1, 1, 1)
+    p = published(drawn(16, seed=7))
+    alone = degrade(hr, p, compat=COMPAT[mode])
+    monkeypatch.setattr(stages, "normal_fields", host_fields)
+    with simulated():
+        lr = to_host(degrade(to_device(hr), p, compat=COMPAT[mode], buckets=buckets))
+    levels = (lr - alone).abs() * 255
+    # Filters and resizes that round differently move a value at a tie to the next level, and a
+    # JPEG coefficient at a tie the pixels of a block.
+    assert (levels > 0.5).float().mean() < 0.02
+    assert (levels > 1.5).float().mean() < 0.005
+    assert levels.mean() < 0.02
+
+
+@pytest.mark.parametrize("poisson_levels", ["auto", 256])
+def test_an_accelerator_draws_its_noise_without_waiting(
+    photographs: Tensor, poisson_levels: Any
+) -> None:
+    p = drawn(8, seed=7)
+    hr = photographs.repeat(2, 1, 1, 1)
+    with simulated():
+        lr, again = (
+            to_host(degrade(to_device(hr), p, poisson_levels=poisson_levels)) for _ in range(2)
+        )
+    alone = degrade(hr, p, poisson_levels=poisson_levels)
+    assert torch.equal(lr, again)
+    assert not torch.equal(lr, alone)
+    difference = lr - alone
+    assert difference.mean().abs() < 0.01
+    assert difference.std() < 0.2
+
+
+@pytest.mark.parametrize("buckets", [1, 3, 10, 20])
+def test_buckets_change_nothing_on_a_cpu(photographs: Tensor, buckets: int) -> None:
+    hr = photographs[:, :, :64, :96].repeat(3, 1, 1, 1)[:10]
+    p = published(drawn(10, seed=2))
+    assert torch.equal(degrade(hr, p, buckets=buckets), degrade(hr, p))
+
+
+def different_sizes(photographs: Tensor) -> list[Tensor]:
+    corners = [(64, 96), (128, 64), (4, 8), (100, 36), (64, 96), (8, 200), (256, 12), (20, 20)]
+    return [image[:, :h, :w] for image, (h, w) in zip([*photographs] * 2, corners, strict=True)]
+
+
+@pytest.mark.parametrize("buckets", [None, 1, 3])
+def test_images_of_different_sizes(photographs: Tensor, buckets: int | None) -> None:
+    hr = different_sizes(photographs)
+    p = drawn(8, seed=4)
+    lr = degrade(hr, p, buckets=buckets)
+    for i, image in enumerate(lr):
+        assert torch.equal(image, degrade(hr[i][None], p[i])[0])
+
+
+def test_images_of_different_sizes_on_an_accelerator(photographs: Tensor) -> None:
+    hr = different_sizes(photographs)
+    p = drawn(8, NOISELESS, seed=4)
+    with simulated():
+        lr = [to_host(image) for image in degrade([to_device(image) for image in hr], p)]
+    for image, alone in zip(lr, degrade(hr, p), strict=True):
+        assert image.shape == alone.shape
+        assert (image - alone).abs().mean() < 0.2 / 255
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most bytes that torch holds during a call, what was there before left out."""
+    call()  # what is kept from call to call is there before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = call()
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    del result
+    return max(accumulate(change for _, change in changes))
+
+
+@pytest.mark.parametrize(("batch", "side"), [(12, 192), (16, 128)])
+def test_memory_is_three_batches_at_most(photographs: Tensor, batch: int, side: int) -> None:
+    hr = photographs[..., :side, :side].repeat(4, 1, 1, 1)[:batch].contiguous()
+    p = drawn(batch, seed=batch)
+    assert peak_bytes(lambda: degrade(hr, p)) < 1.5 * 4 * hr.numel()
+    with simulated():
+        there = to_device(hr)
+        assert peak_bytes(lambda: degrade(there, p)) < 3 * 4 * hr.numel()
+
+
 @pytest.mark.parametrize("size", [(16, 16), (4, 4), (16, 64), (100, 36)])
 def test_small_and_oblong_images(photographs: Tensor, size: tuple[int, int]) -> None:
     hr = photographs[..., : size[0], : size[1]].repeat(10, 1, 1, 1)
@@ -256,6 +377,7 @@ def test_autocast_changes_nothing(photographs: Tensor) -> None:
 
 
 def test_no_images_no_work() -> None:
+    assert degrade([], drawn(0)) == []
     assert degrade(torch.zeros(0, 3, 32, 32), drawn(0)).shape == (0, 3, 8, 8)
 
 
@@ -296,3 +418,25 @@ def test_unknown_options_are_refused() -> None:
         degrade(hr, drawn(1), compat="esrgan")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`poisson_levels`.*128"):
         degrade(hr, drawn(1), poisson_levels=128)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`poisson_levels`.*'realesrgan'.*256"):
+        degrade(hr, drawn(1), compat="realesrgan", poisson_levels=256)
+    with pytest.raises(ValueError, match=r"`buckets`.*got 0"):
+        degrade(hr, drawn(1), buckets=0)
+    with pytest.raises(ValueError, match=r"`generator`.*cpu"):
+        degrade(hr.to("meta"), drawn(1), generator=torch.Generator())
+
+
+def test_images_of_a_sequence_are_refused_one_by_one() -> None:
+    good = torch.zeros(3, 16, 16)
+    with pytest.raises(ValueError, match=r"images \[3, H, W\], got one of \[1, 3, 16, 16\]"):
+        degrade([good, good[None]], drawn(2))
+    with pytest.raises(TypeError, match="uint8"):
+        degrade([good, good.byte()], drawn(2))
+    with pytest.raises(ValueError, match="18x16"):
+        degrade([good, torch.zeros(3, 18, 16)], drawn(2))
+    with pytest.raises(ValueError, match="from 0 to 2"):
+        degrade([good, good + torch.tensor(2.0) * (torch.arange(16) == 3)], drawn(2))
+    with pytest.raises(ValueError, match="one device"):
+        degrade([good, good.to("meta")], drawn(2))
+    with pytest.raises(ValueError, match="1 rows for 2 images"):
+        degrade([good, good], drawn(1))

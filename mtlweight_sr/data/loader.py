@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mtlweight_sr.crops import Place, cut
-from mtlweight_sr.data import CropDataset, Photographs
-from mtlweight_sr.image_files import decode
+from mtlweight_sr.data.crops import Place, cut
+from mtlweight_sr.data.image_files import decode
+from mtlweight_sr.data.photographs import CropDataset, Photographs
 from mtlweight_sr.surroundings import ignore_interrupts
 
 __all__ = ["CACHE_BYTES", "Cache", "CropBatch", "CropLoader", "PixelCache"]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mtlweight_sr.data import Photographs
-from mtlweight_sr.degrade_jobs import FORMAT, Job
+from mtlweight_sr.degrade.jobs import FORMAT, Job
 from mtlweight_sr.replay import cut, degraded, encode_png, pixels_hash, recorded, surroundings
 from mtlweight_sr.training_files import write_atomically, write_json
 

@@ -19,12 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from mtlweight_sr.contact_sheet import Sample, contact_sheet
 from mtlweight_sr.data import Photographs
 from mtlweight_sr.degradation import DegradationSpace
 from mtlweight_sr.degradation.pipeline import Compat
-from mtlweight_sr.degrade_files import RECORD, Outcome, degrade_files
-from mtlweight_sr.degrade_jobs import Found, Job, find_images, jobs_of, read_record
+from mtlweight_sr.degrade.contact_sheet import Sample, contact_sheet
+from mtlweight_sr.degrade.files import RECORD, Outcome, degrade_files
+from mtlweight_sr.degrade.jobs import Found, Job, find_images, jobs_of, read_record
 from mtlweight_sr.explaining import explain
 from mtlweight_sr.replay import cut
 from mtlweight_sr.tasks import PRESETS, FrozenTasks, ScoreTaskSpace, TaskSpace, paper, two_stage4
@@ -239,7 +239,3 @@ def _draw_sheet(
     picture.save(buffer, format="PNG", optimize=True)
     write_atomically(out / SHEET, buffer.getvalue())
     console.print(f"Sheet: {out / SHEET}", highlight=False, markup=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    typer.run(main)

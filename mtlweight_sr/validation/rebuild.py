@@ -7,8 +7,8 @@ from typing import Any
 
 from mtlweight_sr.data import Photographs
 from mtlweight_sr.replay import cut, pixels_hash, replayed, surroundings
-from mtlweight_sr.validation import ValidationSet
-from mtlweight_sr.validation_files import new_folder, read_manifest, write_set
+from mtlweight_sr.validation.files import new_folder, read_manifest, write_set
+from mtlweight_sr.validation.sets import ValidationSet
 
 __all__ = ["rebuild"]
 

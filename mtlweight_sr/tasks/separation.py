@@ -17,7 +17,7 @@ from mtlweight_sr.degradation import DegradationParameters, degrade
 from mtlweight_sr.evaluation import bicubic
 from mtlweight_sr.metrics import psnr_y
 from mtlweight_sr.replay import cut
-from mtlweight_sr.task_draws import TaskDraws
+from mtlweight_sr.tasks.draws import TaskDraws
 from mtlweight_sr.training_files import write_json
 
 __all__ = ["Separation", "measure_separation", "separation", "separation_of"]

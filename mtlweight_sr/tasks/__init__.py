@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from mtlweight_sr.degradation.boxes import Box
 from mtlweight_sr.degradation.subspaces import Task, task_from_ranges
-from mtlweight_sr.frozen_tasks import FrozenTasks
-from mtlweight_sr.partitions import components, equal_mass, grid, tree
-from mtlweight_sr.score_tasks import ScoreTaskSpace
-from mtlweight_sr.task_draws import TaskDraws
-from mtlweight_sr.task_presets import PRESETS, paper, preset, two_stage4
-from mtlweight_sr.task_space import TaskSpace
+from mtlweight_sr.tasks.draws import TaskDraws
+from mtlweight_sr.tasks.frozen import FrozenTasks
+from mtlweight_sr.tasks.partitions import components, equal_mass, grid, tree
+from mtlweight_sr.tasks.presets import PRESETS, paper, preset, two_stage4
+from mtlweight_sr.tasks.scores import ScoreTaskSpace
+from mtlweight_sr.tasks.space import TaskSpace
 
 __all__ = [
     "PRESETS",

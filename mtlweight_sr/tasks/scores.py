@@ -14,7 +14,7 @@ from mtlweight_sr.degradation.mixture import Space
 from mtlweight_sr.degradation.parameters import DegradationParameters
 from mtlweight_sr.degradation.sampling import draw_parameters, draw_rows, parameters_from_cube
 from mtlweight_sr.degradation.strength import effective_strength
-from mtlweight_sr.task_draws import TaskDraws, TaskIds, checked_task_ids
+from mtlweight_sr.tasks.draws import TaskDraws, TaskIds, checked_task_ids
 
 __all__ = ["ScoreTaskSpace"]
 

@@ -15,7 +15,7 @@ from mtlweight_sr.degradation.mixture import Space
 from mtlweight_sr.degradation.parameters import DegradationParameters
 from mtlweight_sr.degradation.sampling import draw_rows, parameters_from_cube
 from mtlweight_sr.degradation.subspaces import Task, box_in_words
-from mtlweight_sr.task_draws import TaskDraws, TaskIds, checked_task_ids
+from mtlweight_sr.tasks.draws import TaskDraws, TaskIds, checked_task_ids
 
 __all__ = ["TaskSpace"]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from mtlweight_sr.degradation.columns import NOISE_TYPES
 from mtlweight_sr.degradation.parameters import DegradationParameters, StageParameters
 from mtlweight_sr.degradation.pipeline import Compat
+from mtlweight_sr.degrade.sheet_drawing import Heading, Row, draw_sheet
 from mtlweight_sr.replay import degraded
-from mtlweight_sr.sheet_drawing import Heading, Row, draw_sheet
-from mtlweight_sr.task_draws import TaskDraws
+from mtlweight_sr.tasks.draws import TaskDraws
 
 __all__ = ["Sample", "contact_sheet", "short_words"]
 

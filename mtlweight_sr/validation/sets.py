@@ -16,8 +16,8 @@ from mtlweight_sr.data import Photographs
 from mtlweight_sr.degradation import draw_seeds
 from mtlweight_sr.degradation.parameters import DegradationParameters
 from mtlweight_sr.degradation.pipeline import Compat
-from mtlweight_sr.task_draws import TaskDraws
-from mtlweight_sr.validation_files import (
+from mtlweight_sr.tasks.draws import TaskDraws
+from mtlweight_sr.validation.files import (
     check_files,
     new_folder,
     read_image,
@@ -37,7 +37,7 @@ class ValidationSet:
     task definitions, hash of the photographs), the versions that made it, the parameters of each LR
     image in words and in numbers (exact, with the row of the unit cube and the noise seed), and the
     SHA-256 of each file and of its pixels. The manifest and the photographs are enough to make the
-    set again, bit for bit (`mtlweight_sr.validation_rebuild`).
+    set again, bit for bit (`mtlweight_sr.validation.rebuild`).
 
     Image `i` is drawn with id `i` in every task. Where tasks are boxes, that is the same row of the
     cube, mapped into each task's part: differences between tasks are paired, hence far less noisy
@@ -263,9 +263,3 @@ def _request(
     }
     # As a reader of the manifest will see it: lists for tuples, strings for keys.
     return dict(json.loads(json.dumps(request)))
-
-
-if __name__ == "__main__":
-    from mtlweight_sr.validation_commands import app
-
-    app()

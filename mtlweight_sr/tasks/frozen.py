@@ -19,7 +19,7 @@ from mtlweight_sr.degradation.parameters import DegradationParameters
 from mtlweight_sr.degradation.sampling import draw_parameters, draw_rows
 from mtlweight_sr.degradation.space import exact
 from mtlweight_sr.replay import recorded, replayed
-from mtlweight_sr.task_draws import TaskDraws, TaskIds, checked_task_ids
+from mtlweight_sr.tasks.draws import TaskDraws, TaskIds, checked_task_ids
 from mtlweight_sr.training_files import write_atomically
 
 __all__ = ["FrozenTasks"]

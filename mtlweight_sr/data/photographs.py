@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mtlweight_sr.crops import Place, PlaceDraws
-from mtlweight_sr.image_files import SUFFIXES, decode, size_of
+from mtlweight_sr.data.crops import Place, PlaceDraws
+from mtlweight_sr.data.image_files import SUFFIXES, decode, size_of
 
 _BUNDLED: dict[str, tuple[tuple[str, str], ...]] = {
     "train": (

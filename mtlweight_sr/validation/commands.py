@@ -21,8 +21,8 @@ from mtlweight_sr.degradation.pipeline import Compat
 from mtlweight_sr.explaining import explain
 from mtlweight_sr.tasks import PRESETS
 from mtlweight_sr.tasks import preset as ready_made
-from mtlweight_sr.validation import ValidationSet
-from mtlweight_sr.validation_rebuild import rebuild as make_again
+from mtlweight_sr.validation.rebuild import rebuild as make_again
+from mtlweight_sr.validation.sets import ValidationSet
 
 __all__ = ["app"]
 

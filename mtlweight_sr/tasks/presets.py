@@ -13,9 +13,9 @@ from mtlweight_sr.degradation.mixture import Component, Mixture
 from mtlweight_sr.degradation.presets import DASR_SEVERE, DASR_SHARES, DASR_STANDARD, DASR_WEAK
 from mtlweight_sr.degradation.space import REALESRGAN_X2, REALESRGAN_X4, DegradationSpace
 from mtlweight_sr.degradation.subspaces import Task
-from mtlweight_sr.partitions import components, product
-from mtlweight_sr.score_tasks import ScoreTaskSpace
-from mtlweight_sr.task_space import TaskSpace
+from mtlweight_sr.tasks.partitions import components, product
+from mtlweight_sr.tasks.scores import ScoreTaskSpace
+from mtlweight_sr.tasks.space import TaskSpace
 
 __all__ = ["PRESETS", "paper", "preset", "two_stage4"]
 

@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mtlweight_sr.data import BundledPhotographs
+from mtlweight_sr.data.image_files import SUFFIXES
 from mtlweight_sr.degradation.parameters import DegradationParameters
 from mtlweight_sr.degradation.pipeline import Compat
-from mtlweight_sr.image_files import SUFFIXES
 from mtlweight_sr.replay import replayed
 
 __all__ = ["FORMAT", "Found", "Job", "find_images", "jobs_of", "read_record"]

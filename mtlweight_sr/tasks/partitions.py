@@ -11,7 +11,7 @@ from mtlweight_sr.degradation.columns import COLUMNS, atom_edges
 from mtlweight_sr.degradation.mixture import Mixture, Space
 from mtlweight_sr.degradation.space import DegradationSpace, Stage, exact
 from mtlweight_sr.degradation.subspaces import Task
-from mtlweight_sr.task_space import TaskSpace
+from mtlweight_sr.tasks.space import TaskSpace
 
 __all__ = ["components", "equal_mass", "grid", "product", "tree"]
 

@@ -1,0 +1,1 @@
+"""Degrading image files: `python -m mtlweight_sr.degrade`."""

@@ -1,0 +1,5 @@
+"""`python -m mtlweight_sr.validation`."""
+
+from mtlweight_sr.validation.commands import app
+
+app()
