@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.degradation.rows import LIBRARIES, Measured, Shown
+from benchmarks.degradation.rows import LIBRARIES, Measured, Shown, digits
 
 COLOURS = {"mtlweight": "tab:blue", "BasicSR": "tab:orange", "kornia": "tab:green"}
 TITLES = {"cpu": "one CPU thread", "cuda": "GPU"}
@@ -39,7 +39,9 @@ def plot(measured: Measured, path: Path) -> None:
                 at = place + (i - (len(found) - 1) / 2) * height
                 milliseconds = row["per_sample"] * 1e3
                 axis.barh(at, milliseconds, height, color=COLOURS[library])
-                axis.annotate(f" {milliseconds:.3g}", (milliseconds, at), va="center", fontsize=7)
+                axis.annotate(
+                    f" {digits(milliseconds)}", (milliseconds, at), va="center", fontsize=7
+                )
             if found and "floor" in found[0][1]:
                 least = found[0][1]["floor"] * 1e3
                 axis.plot([least, least], [place - 0.45, place + 0.45], color="black", lw=1.5)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.degradation.plot import plot
-from benchmarks.degradation.rows import Measured, Row, read
+from benchmarks.degradation.rows import Measured, Row, digits, read
 from benchmarks.report import write
 
 BEGIN, END = "<!-- degradation figures -->", "<!-- end of degradation figures -->"
@@ -22,17 +22,13 @@ DEVICES = {"cpu": "One CPU thread", "cuda": "GPU"}
 
 
 def _milliseconds(row: Row | None) -> str:
-    return "" if row is None else _digits(row["per_sample"] * 1e3)
-
-
-def _digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return "" if row is None else digits(row["per_sample"] * 1e3)
 
 
 def _times(slow: Row | None, fast: Row | None) -> str:
     if slow is None or fast is None:
         return ""
-    return _digits(slow["per_sample"] / fast["per_sample"])
+    return digits(slow["per_sample"] / fast["per_sample"])
 
 
 def speed(measured: Measured, device: str) -> list[str]:
@@ -59,8 +55,8 @@ def speed(measured: Measured, device: str) -> list[str]:
             *map(_milliseconds, (ours, compat, basicsr, kornia)),
             _times(basicsr, ours),
             _times(kornia, ours),
-            "" if floor is None else _digits(floor * 1e3),
-            "" if floor is None else _digits(ours["per_sample"] / floor),
+            "" if floor is None else digits(floor * 1e3),
+            "" if floor is None else digits(ours["per_sample"] / floor),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -86,7 +82,7 @@ def whole(measured: Measured, device: str) -> list[str]:
             cells = [
                 *map(str, unit),
                 name,
-                _digits(1 / row["per_sample"]),
+                digits(1 / row["per_sample"]),
                 _times(basicsr, row),
                 f"{row['peak_of_batch']:.2f}",
             ]
@@ -111,7 +107,7 @@ def shares(measured: Measured) -> list[str]:
         if row["library"] != "training":
             name = ", ".join(part for part in (row["library"], row["route"]) if part)
             parts = [f"{row['per_sample'] / other['per_sample']:.1%}" for other in networks]
-            batch = _digits(row["per_sample"] * row["batch"] * 1e3)
+            batch = digits(row["per_sample"] * row["batch"] * 1e3)
             lines.append(f"| {name} | {batch} | {' | '.join(parts)} |")
     return [*lines, ""]
 

@@ -75,3 +75,8 @@ def read(paths: Iterable[Path]) -> Measured:
 
 def _identity(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("operator", "size", "batch", "device", "library", "route"))
+
+
+def digits(value: float) -> str:
+    """Returns a positive number in three digits."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

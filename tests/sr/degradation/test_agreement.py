@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.degradation import agreement
+from benchmarks.degradation import agreement, distribution
 from benchmarks.degradation.images import crops, rows_of, stratified
 from benchmarks.degradation.peer import why_not
 from benchmarks.degradation.reference import PER_BATCH, Reference, per_batch_choices
@@ -133,8 +133,8 @@ def test_poisson_noise_counts_the_same_levels(reference: Reference) -> None:
 
 def test_the_distribution_is_theirs(reference: Reference) -> None:
     """Noise included: the tests let BasicSR's law pass and tell another codec from it."""
-    ours, theirs = agreement.renderings(reference, 128, 96)
-    same = agreement.compare(ours, theirs)
+    ours, theirs = distribution.renderings(reference, 128, 96)
+    same = distribution.compare(ours, theirs)
     assert same.p_energy > 0.01
     for row in same.statistics:
         assert row.p > 0.01, row
@@ -142,7 +142,7 @@ def test_the_distribution_is_theirs(reference: Reference) -> None:
         assert abs(row.shift) < 0.1, row
     cubes = stratified(1, 128)[0]
     other = degrade(crops(96, 128), rows_of(cubes))
-    different = agreement.compare(other, theirs)
+    different = distribution.compare(other, theirs)
     assert different.p_energy < 0.005
     assert min(row.p_paired for row in different.statistics) < 1e-6
 
