@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtlweight_sr.degradation.kernels import Kernels
-from mtlweight_sr.degradation.precision import sent
+from mtlweight_sr.degradation.precision import sent, sent_together
 
 __all__ = ["blur", "filter_lines", "reflect_pad"]
 
@@ -183,17 +183,23 @@ def _together(images: Tensor, kernels: Kernels, sizes: Sizes) -> Tensor:
     shape = _good_length(height + 2 * pad), _good_length(width + 2 * pad)
     if sizes is None:
         sizes = [(height, width)] * batch
-    rows = sent(_reflected([h for h, _ in sizes], pad, shape[0]), device)
-    columns = sent(_reflected([w for _, w in sizes], pad, shape[1]), device)
-    batched = sent(torch.arange(batch), device)[:, None, None]
-    taps = sent(kernels.taps[:, inside, inside], device).to(images.dtype)
-    response = torch.fft.rfft2(taps, s=shape).conj()
+    taps = kernels.taps[:, inside, inside].to(images.dtype)
+    rows, columns, batched, *rest = sent_together(
+        [
+            _reflected([h for h, _ in sizes], pad, shape[0])[:, :, None],
+            _reflected([w for _, w in sizes], pad, shape[1])[:, None, :],
+            torch.arange(batch)[:, None, None],
+            *([taps] if taps.is_cpu else []),
+        ],
+        device,
+    )
+    response = torch.fft.rfft2(rest[0] if rest else taps, s=shape).conj_physical()
     out = images.new_empty(images.shape)
     # One channel at a time holds a third of the memory: transforms need several copies.
     for c in range(channels):
-        padded = images[:, c][batched, rows[:, :, None], columns[:, None, :]]
-        filtered = torch.fft.rfft2(padded).mul_(response)
+        filtered = torch.fft.rfft2(images[:, c][batched, rows, columns]).mul_(response)
         out[:, c] = torch.fft.irfft2(filtered, s=shape)[..., :height, :width]
+        del filtered
     return out
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from mtlweight_sr.degradation.jpeg_basicsr import basicsr_codec
 from mtlweight_sr.degradation.jpeg_blocks import Content
 from mtlweight_sr.degradation.jpeg_libjpeg import libjpeg_codec
-from mtlweight_sr.degradation.precision import full_precision, sent
+from mtlweight_sr.degradation.precision import full_precision
 from mtlweight_sr.degradation.resize import Size, check_sizes
 
 __all__ = ["JpegMode", "jpeg"]
@@ -64,8 +64,7 @@ def _together(
     codec = libjpeg_codec if mode == "libjpeg" else basicsr_codec
     content = Content(images.shape[-2], images.shape[-1])
     if sizes is not None:
-        content = Content(*sent(torch.tensor(sizes), images.device).unbind(1))
-    quality = sent(quality.float(), images.device)
+        content = Content(*torch.tensor(sizes).unbind(1))
     with full_precision(images.device):
         return codec(images, quality, content)
 

@@ -25,6 +25,7 @@ from mtlweight_sr.degradation.jpeg_blocks import (
     tiled,
     twice,
 )
+from mtlweight_sr.degradation.precision import sent, sent_together
 
 __all__ = ["basicsr_codec"]
 
@@ -71,21 +72,28 @@ def _blackened(images: Tensor, content: Content) -> Tensor:
     """Images on a canvas of whole pairs of blocks, black around their content."""
     height, width = content
     if isinstance(height, Tensor) and isinstance(width, Tensor):
-        rows = torch.arange(images.shape[-2], device=images.device) < height[:, None]
-        columns = torch.arange(images.shape[-1], device=images.device) < width[:, None]
+        rows, columns = sent_together(
+            [
+                torch.arange(length) < content[:, None]
+                for length, content in zip(images.shape[-2:], (height, width), strict=True)
+            ],
+            images.device,
+        )
         inside = rows[:, None, :, None] & columns[:, None, None, :]
         images = torch.where(inside, images, 0.0)
     return F.pad(images, (0, -images.shape[-1] % 32, 0, -images.shape[-2] % 16))
 
 
 def basicsr_codec(images: Tensor, quality: Tensor, content: Content) -> Tensor:
-    """Images `[B, 3, H, W]` in [0, 1] and qualities `[B]` on one device; real values in [0, 1]."""
+    """Images `[B, 3, H, W]` in [0, 1], qualities `[B]` best on the host; values in [0, 1]."""
     to = _constants(images.device)
     height, width = images.shape[-2:]
     x = _blackened(images, content)
     ycc = torch.matmul(to.to_ycc, x.flatten(2)).view_as(x)
     # Nearly zero, not zero, at quality 100.
+    quality = quality.float()
     factor = torch.where(quality < 50, 50 / quality, (200 - 2 * quality) / 100).clamp_min(1e-4)
+    factor = sent(factor, images.device)
     luma, chroma = (factor[:, None, None, None] * to.tables).unbind(1)
     y = _real_codec(ycc[:, 0].sub(128), luma, to.luma).add_(128 / 255)
     c = _real_codec(ycc[:, 1:].flatten(0, 1), chroma.repeat_interleave(2, 0), to.chroma)

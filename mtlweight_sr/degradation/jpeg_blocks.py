@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtlweight_sr.degradation.precision import sent
+from mtlweight_sr.degradation.precision import sent, sent_together
 from mtlweight_sr.degradation.resize import Size
 
 __all__ = [
@@ -75,16 +75,16 @@ def whole(x: int, multiple: int) -> int:
 
 
 class Content(NamedTuple):
-    """Height and width of the content: of all images, or `[B]` each."""
+    """Height and width of the content: of all images, or `[B]` each on the host."""
 
     height: int | Tensor
     width: int | Tensor
 
 
-def _nearest(length: int, content: int | Tensor, margin: int, device: torch.device) -> Tensor:
+def _nearest(length: int, content: Tensor, margin: int) -> Tensor:
     """For each of the places with a margin, `[B, length + 2 margin]`, the nearest with content."""
-    places = torch.arange(-margin, length + margin, device=device).clamp_min_(0)
-    return places.minimum(torch.as_tensor(content - 1).view(-1, 1))
+    places = torch.arange(-margin, length + margin).clamp_min_(0)
+    return places.minimum(content[:, None] - 1)
 
 
 def bordered(x: Tensor, canvas: Size, content: Content, margin: int = 0) -> Tensor:
@@ -95,10 +95,15 @@ def bordered(x: Tensor, canvas: Size, content: Content, margin: int = 0) -> Tens
             return x
         ends = margin, margin + canvas[1] - width, margin, margin + canvas[0] - height
         return F.pad(x[..., :height, :width], ends, mode="replicate")
-    rows = _nearest(canvas[0], height, margin, x.device)[:, None, :, None]
-    columns = _nearest(canvas[1], width, margin, x.device)[:, None, None, :]
-    image = torch.arange(x.shape[0], device=x.device)[:, None, None, None]
-    channel = torch.arange(x.shape[1], device=x.device)[:, None, None]
+    rows, columns, image, channel = sent_together(
+        [
+            _nearest(canvas[0], torch.as_tensor(height), margin)[:, None, :, None],
+            _nearest(canvas[1], torch.as_tensor(width), margin)[:, None, None, :],
+            torch.arange(x.shape[0])[:, None, None, None],
+            torch.arange(x.shape[1])[:, None, None],
+        ],
+        x.device,
+    )
     return x[image, channel, rows, columns]
 
 

@@ -134,7 +134,7 @@ def _doubled(half: Tensor, content: Content, height: int, width: int) -> Tensor:
 
 
 def libjpeg_codec(images: Tensor, quality: Tensor, content: Content) -> Tensor:
-    """Images `[B, 3, H, W]` in [0, 1] and qualities `[B]` on one device; levels of 1/255."""
+    """Images `[B, 3, H, W]` in [0, 1], qualities `[B]` best on the host; levels of 1/255."""
     to = _constants(images.device)
     batch, _, height, width = images.shape
     rows, columns = whole(height, 8), whole(width, 16)
@@ -142,12 +142,15 @@ def libjpeg_codec(images: Tensor, quality: Tensor, content: Content) -> Tensor:
     torch.mul(bordered(images, (rows, columns), content), 255, out=levels[:, :3]).round_()
     levels[:, 3] = 1
     ycc = torch.bmm(to.to_ycc.expand(batch, -1, -1), levels.flatten(2)).view_as(levels[:, :3])
+    del levels
     half = _halved(ycc[:, 1:].floor_(), content)
+    quality = sent(quality.float().round().long(), images.device)
     # Halved Cb and Cr, side by side, are as wide as luma: one plane for all.
     plane = images.new_empty(batch, rows + half.shape[-2], columns)
     torch.floor(ycc[:, 0], out=plane[:, :rows])
     plane[:, rows:].view(batch, -1, 2, columns // 2).copy_(half.transpose(1, 2))
-    plane = _integer_codec(plane, rows, to.scales[quality.round().long()], to.dct)
+    del ycc, half
+    plane = _integer_codec(plane, rows, to.scales.index_select(0, quality), to.dct)
     y = plane[:, :height, :width]
     half = plane[:, rows:].view(batch, -1, 2, columns // 2).transpose(1, 2)
     cb, cr = _doubled(half, content, height, width)[..., :height, :width].unbind(1)

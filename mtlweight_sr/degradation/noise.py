@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtlweight_sr.degradation.columns import NOISE_TYPES
 from mtlweight_sr.degradation.poisson import Levels, Sizes, poisson_row, poisson_rows
-from mtlweight_sr.degradation.precision import sent
+from mtlweight_sr.degradation.precision import sent, sent_together
 
 __all__ = ["add_noise", "gaussian_noise", "normal_fields", "poisson_noise"]
 
@@ -142,25 +142,45 @@ def add_noise(
         for i, part in enumerate(parts):
             result[i : i + 1, :, : part.shape[2], : part.shape[3]] = part
         return result
+    return _together(images, kinds, strength, gray, normals, levels, sizes)
+
+
+def _together(
+    images: Tensor,
+    kinds: Sequence[str],
+    strength: Tensor,
+    gray: Tensor,
+    normals: Tensor,
+    levels: Levels,
+    sizes: Sizes,
+) -> Tensor:
+    """All rows at once: nothing here waits for the device."""
+    batch = len(images)
     amounts = np.where([kind == "gaussian" for kind in kinds], strength.numpy() / 255, 0)
-    amount = sent(torch.from_numpy(amounts.astype(np.float32)), images.device).view(batch, 1, 1, 1)
-    one = sent(gray, images.device).view(batch, 1, 1, 1)
-    result = torch.addcmul(images, torch.where(one, normals[:, :1], normals), amount)
     poisson = [i for i, kind in enumerate(kinds) if kind == "poisson"]
+    place = torch.tensor(poisson, dtype=torch.long)
+    amount, rows, one = sent_together(
+        [torch.from_numpy(amounts.astype(np.float32)), place, gray], images.device
+    )
+    z = normals
+    if normals.shape[1] > 1 and gray.numpy().any():
+        z = torch.where(one.view(batch, 1, 1, 1), normals[:, :1], normals)
+    del normals
+    result = torch.addcmul(images, z, amount.view(batch, 1, 1, 1))
     if poisson:
-        place = torch.tensor(poisson)
-        rows = sent(place, images.device)
         some = None if sizes is None else [sizes[i] for i in poisson]
-        fields = poisson_rows(
-            images if len(poisson) == batch else images.index_select(0, rows),
-            normals if len(poisson) == batch else normals.index_select(0, rows),
+        whole = len(poisson) == batch
+        if not whole:
+            z = z.index_select(0, rows)
+        noise = poisson_rows(
+            images if whole else images.index_select(0, rows),
+            z,
             strength[place],
             gray[place],
             levels,
             some,
         )
-        for c, noise in enumerate(fields):
-            result[:, c].index_add_(0, rows, noise[:, 0])
+        result = result.add_(noise) if whole else result.index_add_(0, rows, noise)
     return result.clamp_(0, 1)
 
 
@@ -214,7 +234,9 @@ def poisson_noise(
     _check_levels(levels)
     z = torch.randn(images.shape, dtype=images.dtype, device=images.device, generator=generator)
     if not images.is_cpu:
-        return torch.cat([*poisson_rows(images, z, scale, gray, levels, None)], 1)
+        shared = sent(gray, images.device).view(-1, 1, 1, 1)
+        z = torch.where(shared, z[:, :1], z)
+        return poisson_rows(images, z, scale, gray, levels, None)
     field = torch.empty_like(images)
     for i, (strength, shared) in enumerate(zip(scale.tolist(), gray.tolist(), strict=True)):
         noise, grains = poisson_row(images[i : i + 1], z[i : i + 1], shared, levels)

@@ -24,7 +24,7 @@ Compat = Literal["realesrgan"]
 # What rows need on an accelerator, in pixels: blurred images have a margin on each side, and an
 # operator holds some canvases at once, its input and output included.
 _MARGIN = 10
-_WORK = 8.0
+_WORK = 6.5
 
 
 @overload

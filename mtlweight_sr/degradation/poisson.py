@@ -13,16 +13,16 @@ power of two up to 256.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtlweight_sr.degradation.precision import sent
+from mtlweight_sr.degradation.precision import full_precision, sent_together
 
 __all__ = ["Levels", "Sizes", "poisson_row", "poisson_rows"]
 
@@ -68,24 +68,10 @@ def _exact_table() -> tuple[NDArray[np.int32], NDArray[np.int32], _Reals, _Reals
     return first, last, counts.T.astype(np.float32).ravel(), inner.astype(np.float32).ravel()
 
 
-_TABLES: dict[torch.device, tuple[Tensor, ...]] = {}
-
-
-def _exact_tensors(device: torch.device) -> tuple[Tensor, ...]:
-    """The table on a device, sent there once."""
-    if device in _TABLES:
-        return _TABLES[device]
-    tables = tuple(sent(torch.from_numpy(table), device) for table in _exact_table())
-    # Tensors without data, as a shape-only run makes them, must not be kept.
-    if all(type(table) is Tensor for table in tables):
-        _TABLES[device] = tables
-    return tables
-
-
-def _exact_counts(levels: Tensor, z: Tensor, first: Tensor | int, last: Tensor | int) -> Tensor:
-    _, _, counts, inner = _exact_tensors(levels.device)
+def _exact_counts(levels: Tensor, z: Tensor, first: int) -> Tensor:
+    counts, inner = (torch.from_numpy(table) for table in _exact_table()[2:])
     cell = z.add(_REACH).mul_(_CELLS_PER_UNIT).int().clamp_(0, _CELLS - 1)
-    cell = levels.int().clamp_(max=last).add_(first).mul_(_CELLS).add_(cell).flatten()
+    cell = levels.int().clamp_(max=255).add_(first).mul_(_CELLS).add_(cell).flatten()
     found = counts.index_select(0, cell).add_(z.flatten() >= inner.index_select(0, cell))
     return found.view(z.shape)
 
@@ -128,53 +114,105 @@ def poisson_row(image: Tensor, z: Tensor, gray: bool, levels: Levels) -> tuple[T
         small = torch.from_numpy(np.flatnonzero(means.numpy() < _EXACT_BELOW))
         first = int(_exact_table()[0][exponent])
         values = means.take(small).mul_(255 / grains).round_()
-        exact = _exact_counts(values, z.take(small), first, 255)
+        exact = _exact_counts(values, z.take(small), first)
         counts.view(-1).index_copy_(0, small, exact)
     return counts.sub_(means), grains
 
 
-def _exponents(channels: Sequence[Tensor], sizes: Sizes) -> Tensor:
-    """Log2 of the number of grains of each image, `[B, 1, 1, 1]` on its device."""
-    batch, _, height, width = channels[0].shape
-    device = channels[0].device
-    inside: Tensor | None = None
-    if sizes is not None:
-        limits = sent(torch.from_numpy(np.array(sizes, np.int64)), device).view(batch, 2, 1, 1, 1)
-        inside = (torch.arange(height, device=device)[:, None] < limits[:, 0]) & (
-            torch.arange(width, device=device) < limits[:, 1]
+class _Tables(NamedTuple):
+    """What an accelerator looks up, by the number of levels present `[257]` and by cells."""
+
+    begin: Tensor  # of the cells of level 0
+    grains: Tensor  # `[257, 2]`: their number over 255, and one over it
+    cells: Tensor  # count at the left end times ticks, plus the ticks at the end that are past it
+
+
+# Places on the axis of z are integers on an accelerator, so that both steps of a look-up are exact.
+_TICKS = 17  # log2 of their number in a cell
+_MASK = (1 << _TICKS) - 1
+_TICKS_PER_UNIT = int(_CELLS_PER_UNIT) << _TICKS
+_TABLES: dict[torch.device, _Tables] = {}
+
+
+def _tables(device: torch.device) -> _Tables:
+    """The tables on a device, sent there once."""
+    if device in _TABLES:
+        return _TABLES[device]
+    first, last, counts, inner = _exact_table()
+    left = np.arange(_CELLS) / _CELLS_PER_UNIT - _REACH
+    place = (inner.reshape(-1, _CELLS) - left) * _TICKS_PER_UNIT
+    past = (1 << _TICKS) - np.ceil(place.clip(0, 1 << _TICKS)).astype(np.int32)
+    cells = (counts.reshape(-1, _CELLS).astype(np.int32) << _TICKS) + past
+    # All levels have cells, so that no index must be cut off; those of large means are not used.
+    rows = first[:, None] + np.minimum(np.arange(256), last[:, None])
+    exponent = np.array([max(n - 1, 0).bit_length() for n in range(257)])
+    begin = exponent * (256 * _CELLS)
+    grains = np.stack([2.0**exponent / 255, 0.5**exponent], 1)
+    tables = _Tables(
+        *sent_together(
+            [
+                torch.from_numpy(begin.astype(np.int32)),
+                torch.from_numpy(grains.astype(np.float32)),
+                torch.from_numpy(cells[rows].ravel()),
+            ],
+            device,
         )
-    present = torch.zeros(batch, 257, device=device)
-    for values in channels:
-        index = values.long() if inside is None else torch.where(inside, values.long(), 256)
-        present.scatter_(1, index.flatten(1), 1.0)
-    # Comparisons with powers of two stay exact where a rounded logarithm might not.
-    powers = 2 ** torch.arange(9, device=device)
-    return (present[:, :256].sum(1, keepdim=True) > powers).sum(1).view(batch, 1, 1, 1)
+    )
+    # Tensors without data, as a shape-only run makes them, must not be kept.
+    if type(tables.cells) is Tensor:
+        _TABLES[device] = tables
+    return tables
+
+
+def _present(levels: Tensor, beyond: Sequence[Tensor]) -> Tensor:
+    """How many levels each image `[3, H, W]` has, `[B]`."""
+    # What `beyond` adds outside the content leads to the columns that are not counted.
+    index = levels + beyond[0] if beyond else levels.long()
+    for more in beyond[1:]:
+        index.add_(more)
+    found = torch.zeros(len(levels), 768, dtype=torch.long, device=levels.device)
+    return found.scatter_(1, index.flatten(1), 1)[:, :256].sum(1)
 
 
 def poisson_rows(
     images: Tensor, z: Tensor, scale: Tensor, gray: Tensor, levels: Levels, sizes: Sizes
-) -> Iterator[Tensor]:
-    """The noise of a batch, channel by channel, `[B, 1, H, W]` each, on any device."""
-    batch = len(images)
-    shared = sent(gray, images.device).view(batch, 1, 1, 1)
-    scale = sent(scale.float(), images.device).view(batch, 1, 1, 1)
-    luma = _luma(images)
-    # Levels become indices, which must not be what NaN happens to turn into.
-    channels = [
-        _quantized(torch.where(shared, luma, images[:, c : c + 1])).nan_to_num_() for c in range(3)
-    ]
-    first, last, _, _ = _exact_tensors(images.device)
-    exponent = (
-        _exponents(channels, sizes)
-        if levels == "auto"
-        else torch.full_like(shared, 8, dtype=torch.long)
+) -> Tensor:
+    """The noise of a batch `[B, 3, H, W]` on any device; gray rows have one z in all channels."""
+    batch, channels, height, width = images.shape
+    mix = np.where(
+        gray.numpy()[:, None, None], np.array(_LUMA, np.float32), np.eye(3, dtype=np.float32)
     )
-    grains = torch.exp2(exponent)
-    begin, end = first[exponent], last[exponent]
-    for c, values in enumerate(channels):
-        own = z[:, :1] if z.shape[1] == 1 else torch.where(shared, z[:, :1], z[:, c : c + 1])
-        means = values * (grains / 255)
-        exact = _exact_counts(values, own, begin, end)
-        counts = torch.where(means < _EXACT_BELOW, exact, _large_counts(means, own))
-        yield counts.sub_(means).mul_(scale / grains)
+    small = [torch.from_numpy(mix * np.float32(255)), scale.float()]
+    if sizes is not None and levels == "auto":
+        for length, limit in zip((height, width), np.array(sizes, np.int64).T, strict=True):
+            outside = np.where(np.arange(length) < limit[:, None], 0, 256)
+            small.append(torch.from_numpy(outside))
+    mixed, scale, *outside_of = sent_together(small, images.device)
+    beyond = [
+        x.view(batch, 1, *shape)
+        for x, shape in zip(outside_of, ((height, 1), (1, width)), strict=False)
+    ]
+    with full_precision(images.device):
+        values = torch.bmm(mixed, images.flatten(2)).view(batch, channels, height, width)
+    del images
+    values = values.round_().int().clamp_(0, 255)
+    tables = _tables(values.device)
+    if levels == "auto":
+        present = _present(values, beyond)
+        begin = tables.begin.index_select(0, present).view(batch, 1, 1, 1)
+        grains = tables.grains.index_select(0, present)
+    else:
+        begin, grains = tables.begin[256], tables.grains[256:]
+    means = values * grains[:, 0].view(-1, 1, 1, 1)
+    cell = torch.add(begin, values, alpha=_CELLS)
+    del values
+    ticks = torch.rsub(z, int(_REACH) * _TICKS_PER_UNIT, alpha=-_TICKS_PER_UNIT).int()
+    ticks.clamp_(0, (_CELLS << _TICKS) - 1)
+    cell.add_(ticks >> _TICKS)
+    exact = tables.cells.index_select(0, cell.flatten()).view_as(cell)
+    del cell
+    exact.add_(ticks.bitwise_and_(_MASK)).bitwise_right_shift_(_TICKS)
+    del ticks
+    counts = torch.where(means < _EXACT_BELOW, exact, _large_counts(means, z))
+    del exact
+    return counts.sub_(means).mul_((scale * grains[:, 1]).view(-1, 1, 1, 1))

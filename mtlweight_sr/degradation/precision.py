@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-__all__ = ["full_precision", "sent"]
+__all__ = ["full_precision", "sent", "sent_together"]
 
 
 @contextmanager
@@ -45,3 +46,18 @@ def sent(table: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and table.device.type == "cpu":
         table = table.pin_memory()
     return table.to(device, non_blocking=True)
+
+
+def sent_together(tables: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Several tables of the host on a device, in one copy."""
+    lengths = [table.numel() * table.element_size() for table in tables]
+    # Each begins where its type may begin.
+    starts = [0, *accumulate(length + -length % 8 for length in lengths)]
+    packed = torch.zeros(starts[-1], dtype=torch.uint8)
+    for table, start, length in zip(tables, starts, lengths, strict=False):
+        packed[start : start + length].view(table.dtype).copy_(table.reshape(-1))
+    packed = sent(packed, device)
+    return [
+        packed[start : start + length].view(table.dtype).view(table.shape)
+        for table, start, length in zip(tables, starts, lengths, strict=False)
+    ]

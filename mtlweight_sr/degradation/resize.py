@@ -3,7 +3,7 @@ r"""Resizing without antialiasing, by factors or to sizes, each image its own.
 Without antialiasing an output sample reads a few neighbouring inputs per axis: a bin (area), two
 (bilinear) or four (bicubic). Where one call holds images of different sizes, factors or modes, a
 CPU resizes them one by one with `torch.nn.functional.interpolate`; an accelerator all at once, as
-two matrix products $R_h X R_w^\top$ whose matrices it fills from four numbers per image and axis.
+two matrix products $R_h X R_w^\top$ whose few entries the host computes and sends.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtlweight_sr.degradation.precision import full_precision, sent
+from mtlweight_sr.degradation.precision import full_precision
 from mtlweight_sr.degradation.space import MODES
+from mtlweight_sr.degradation.windows import matrices
 
 __all__ = ["Size", "check_sizes", "resize_by", "resize_to", "scaled_size"]
 
@@ -79,20 +80,12 @@ class _Plan(NamedTuple):
     mode: str
     factor: float | None
 
-    @property
-    def taps(self) -> int:
-        """How many neighbouring inputs an output reads, at most."""
-        if self.mode == "area":
-            return 1 + max(-(-i // o) for i, o in zip(self.size, self.target, strict=True))
-        return 4 if self.mode == "bicubic" else 2
-
-    def numbers(self, axis: int) -> tuple[float, ...]:
-        """Size, target, step and mode along one axis."""
+    def step(self, axis: int) -> float:
+        """Between samples along one axis."""
         size, target = self.size[axis], self.target[axis]
-        step = size / target if self.factor is None else 1 / self.factor
         if self.mode == "bilinear" and size == target:
-            step = 1  # torch leaves such an axis alone, whatever the factor
-        return size, target, step, MODES.index(self.mode)
+            return 1.0  # torch leaves such an axis alone, whatever the factor
+        return size / target if self.factor is None else 1 / self.factor
 
     def apply(self, images: Tensor) -> Tensor:
         """Images `[B, C, h, w]` that fill their canvas, by torch's own operator."""
@@ -103,65 +96,25 @@ class _Plan(NamedTuple):
         return F.interpolate(images, mode=self.mode, align_corners=align, **how)
 
 
-def _keys(distance: Tensor) -> Tensor:
-    """Keys' cubic kernel with a = -0.75."""
-    d = distance.abs()
-    near = (1.25 * d - 2.25) * d * d + 1
-    far = ((-0.75 * d + 3.75) * d - 6) * d + 3
-    return torch.where(d < 1, near, far * (d < 2))
-
-
-def _matrices(numbers: Tensor, inputs: int, outputs: int, taps: int) -> Tensor:
-    """Matrices `[N, outputs, inputs]` from `_Plan.numbers` `[N, 4]`, zero outside an image's own.
-
-    Every output reads a window of `taps` neighbouring inputs; bicubic taps outside the image count
-    for its first or last sample.
-    """
-    size, target, step, mode = numbers[:, :, None].unbind(1)
-    # torch rounds the step to float32 and computes with it in one rounding: so does float64 here.
-    precise = torch.float32 if numbers.device.type == "mps" else torch.float64
-    area, cubic = mode == MODES.index("area"), mode == MODES.index("bicubic")
-    # Bins by integers: in floating point an end could fall on the wrong side.
-    o = torch.arange(outputs, device=numbers.device)
-    bins, out_of = size.long(), target.long()
-    start = (o * bins).div(out_of, rounding_mode="floor")
-    end = ((o + 1) * bins + out_of - 1).div(out_of, rounding_mode="floor")
-    centre = ((o.to(precise) + 0.5) * step.to(precise) - 0.5).float()
-    centre = torch.where(cubic, centre, torch.minimum(centre.clamp_min(0), size - 1))
-    first = torch.where(area, start, centre.floor().long() - cubic.long())
-    window = torch.arange(taps, device=numbers.device)
-    place = first.clamp(0, inputs - taps)[:, :, None] + window
-
-    start, end, centre, last = (x[:, :, None] for x in (start, end, centre, size - 1))
-    mean = ((place >= start) & (place < end)) / (end - start).float()
-    at = place.float()
-    linear = (1 - (at - centre).abs()).clamp_min(0)
-    keys = _keys(at - centre)
-    keys = keys + (at == 0) * (_keys(1 + centre) + _keys(2 + centre))
-    keys = keys + (at == last) * (_keys(last + 1 - centre) + _keys(last + 2 - centre))
-    keys = keys * (at <= last)
-    weights = torch.where(area[:, :, None], mean, torch.where(cubic[:, :, None], keys, linear))
-    weights = weights * (o < target)[:, :, None]
-    return weights.new_zeros(len(numbers), outputs, inputs).scatter_(2, place, weights)
-
-
 def _together(images: Tensor, plans: Sequence[_Plan]) -> Tensor:
     """All images at once: nothing here waits for the device."""
     batch, channels, height, width = images.shape
-    out_height, out_width = (max(plan.target[axis] for plan in plans) for axis in (0, 1))
-    numbers = torch.tensor(
-        [plan.numbers(axis) for axis in (0, 1) for plan in plans], dtype=torch.float32
+    down, right = matrices(
+        [plan.size for plan in plans],
+        [plan.target for plan in plans],
+        [(plan.step(0), plan.step(1)) for plan in plans],
+        [MODES.index(plan.mode) for plan in plans],
+        (height, width),
+        images.device,
     )
-    # The two axes as one batch of matrices, as large as the larger needs.
-    taps = min(max(height, width), max(plan.taps for plan in plans))
-    numbers = sent(numbers, images.device)
-    rows, columns = max(out_height, out_width), max(height, width)
-    matrices = _matrices(numbers, columns, rows, taps).view(2, batch, rows, columns)
-    down, right = matrices[0, :, :out_height, :height], matrices[1, :, :out_width, :width]
     with full_precision(images.device):
         x = torch.bmm(images.reshape(batch, -1, width), right.mT)
-        x = x.view(batch, channels, height, out_width)
-        return torch.stack([torch.bmm(down, x[:, c]) for c in range(channels)], 1)
+        x = x.view(batch, channels, height, -1)
+        # One channel at a time into its place: a stack would hold all of them twice.
+        out = x.new_empty(batch, channels, down.shape[1], x.shape[-1])
+        for c in range(channels):
+            out[:, c] = torch.bmm(down, x[:, c])
+        return out
 
 
 def _one_by_one(images: Tensor, plans: Sequence[_Plan]) -> Tensor:
