@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["SUFFIXES", "decode", "size_of"]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 """What image files are named by."""
 _MODES = frozenset({"RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr"})
 
@@ -28,11 +29,8 @@ def size_of(file: Path) -> tuple[int, int]:
                 f"{str(file)!r} must have 8 bits per channel, got mode {image.mode!r}; "
                 "convert it before."
             )
-        # Not image.getexif(): for a PNG it decodes all pixels.
-        exif = Image.Exif()
-        exif.load(image.info.get("exif", b""))
         width, height = image.size
-    return (width, height) if exif.get(0x0112, 1) in (5, 6, 7, 8) else (height, width)
+        return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
 
 
 def decode(file: Path) -> Tensor:
@@ -44,7 +42,8 @@ def decode(file: Path) -> Tensor:
     with _open(file) as image:
         try:
             # In place: otherwise Pillow copies an image that is upright as it is.
-            ImageOps.exif_transpose(image, in_place=True)
+            if _orientation(image) != 1:
+                ImageOps.exif_transpose(image, in_place=True)
             image.load()
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{str(file)!r} cannot be decoded: {error}.") from error
@@ -55,6 +54,17 @@ def decode(file: Path) -> Tensor:
         if rgb.mode != "RGB":
             rgb = rgb.convert("RGB")
         return torch.from_numpy(np.asarray(rgb).transpose(2, 0, 1).copy())
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held; 1, upright, where what it wrote about that can't be read."""
+    # Not image.getexif(): for a PNG it decodes all pixels.
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        return int(exif.get(0x0112, 1))
+    except (OSError, SyntaxError, TypeError, ValueError, struct.error):
+        return 1
 
 
 def _open(file: Path) -> Image.Image:

@@ -21,7 +21,8 @@ __all__ = ["Box", "Wanted", "boxes_where", "intersections", "is_range", "merged"
 
 _WHOLE = (Fraction(0), Fraction(1))
 
-Wanted = bool | int | float | str | tuple[float, float] | Collection[bool | int | float | str]
+Range = tuple[float | Fraction, float | Fraction]
+Wanted = bool | int | float | str | Range | Collection[bool | int | float | str]
 """A range (low, high), one value, or a list or set of values."""
 
 
@@ -56,6 +57,9 @@ class Box:
             if side != _WHOLE:
                 sides[column] = side
         object.__setattr__(self, "sides", MappingProxyType(sides))
+
+    def __reduce__(self) -> tuple[type[Box], tuple[Sides]]:
+        return Box, (dict(self.sides),)  # a view of a mapping can't be pickled
 
     @property
     def volume(self) -> Fraction:
@@ -134,7 +138,7 @@ def uncovered(boxes: Iterable[Box]) -> Box | None:
     return region
 
 
-def is_range(wanted: Wanted) -> TypeGuard[tuple[float, float]]:
+def is_range(wanted: Wanted) -> TypeGuard[Range]:
     """Whether what is wanted is a range, a tuple of two numbers."""
     return (
         isinstance(wanted, tuple)
@@ -143,19 +147,20 @@ def is_range(wanted: Wanted) -> TypeGuard[tuple[float, float]]:
     )
 
 
-def _values(space: Space, name: str, wanted: Wanted) -> tuple[float, float] | set[float]:
+def _values(space: Space, name: str, wanted: Wanted) -> Range | set[float]:
     pieces = branches(space)[name]
     names = value_names(space, name)
     if names is None and is_range(wanted):
-        low, high = (float(w) for w in wanted)
+        low, high = wanted
         lowest, highest = min(p.low for p in pieces), max(p.high for p in pieces)
         if not lowest <= low <= high <= highest:
             raise ValueError(
-                f"expected a range within ({lowest:g}, {highest:g}) for `{name}`, got {wanted}; "
-                f"write for example {name}=({(lowest + highest) / 2:g}, {highest:g})"
+                f"expected a range within ({lowest:g}, {highest:g}) for `{name}`, got "
+                f"({low}, {high}); write for example {name}=({(lowest + highest) / 2:g}, "
+                f"{highest:g})"
             )
         return low, high
-    chosen: list[bool | int | float | str] = (
+    chosen: list[bool | int | float | str | Fraction] = (
         [wanted] if isinstance(wanted, str | bool | int | float) else list(wanted)
     )
     if any(piece.column for piece in pieces):
@@ -164,7 +169,7 @@ def _values(space: Space, name: str, wanted: Wanted) -> tuple[float, float] | se
             f"expected a range for `{name}`, which is continuous, got {wanted!r}: a single value "
             f"has no probability; write for example {name}=({low:g}, {high:g})"
         )
-    known: dict[bool | int | float | str, float] = {
+    known: dict[bool | int | float | str | Fraction, float] = {
         (names[int(p.low)] if names else p.low): p.low for p in pieces
     }
     unknown = [value for value in chosen if value not in known]
@@ -176,7 +181,7 @@ def _values(space: Space, name: str, wanted: Wanted) -> tuple[float, float] | se
     return {known[value] for value in chosen}
 
 
-def _part(piece: Branch, wanted: tuple[float, float] | set[float], top: float) -> Box | None:
+def _part(piece: Branch, wanted: Range | set[float], top: float) -> Box | None:
     """Where one branch has a wanted value; `top` is the parameter's maximum."""
     if piece.column is None:
         if isinstance(wanted, set):

@@ -42,7 +42,7 @@ def check_options(
             f"expected `poisson_levels` 'auto' with `compat` {compat!r}, which counts levels, got "
             f"{levels!r}; leave one of the two out"
         )
-    if buckets is not None and (isinstance(buckets, bool) or buckets < 1):
+    if buckets is not None and (type(buckets) is not int or buckets < 1):
         raise ValueError(f"expected `buckets` None or at least 1, got {buckets!r}; write buckets=2")
 
 

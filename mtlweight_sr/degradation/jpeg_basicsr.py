@@ -55,8 +55,8 @@ def _constants(device: torch.device) -> _Constants:
     return _Constants(
         Dct(*(constant(x, device) for x in luma)),
         Dct(*(constant(x, device) for x in chroma)),
-        constant(torch.tensor(to_ycc) * 255, device),
-        constant(torch.tensor(to_rgb), device),
+        constant(torch.tensor(to_ycc, dtype=torch.float32) * 255, device),
+        constant(torch.tensor(to_rgb, dtype=torch.float32), device),
         constant(tables, device),
     )
 

@@ -58,7 +58,7 @@ class _Constants(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _constants(device: torch.device) -> _Constants:
-    left = torch.tensor(_INTEGER_DCT).double()
+    left = torch.tensor(_INTEGER_DCT, dtype=torch.float64)
     sign = torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)[:, None]
     dct = torch.cat((left, left.flip(1) * sign), 1)
     # Quarters of a unit (times sqrt(8)) between the directions; eighths after the second.
@@ -70,8 +70,8 @@ def _constants(device: torch.device) -> _Constants:
     # and 2^11, nothing else comes near enough to a tie to be turned.
     scales = torch.stack(((1 + 2**-16) / 8 / tables, tables), 2)
     # Luma is centred by its rounding; libjpeg rounds a chroma of .5 down.
-    rounding = torch.tensor([[0.5 - 128], [32767 / 65536], [32767 / 65536]])
-    to_ycc = torch.cat((torch.tensor(_TO_YCC) / 65536, rounding), 1)
+    rounding = torch.tensor([[0.5 - 128], [32767 / 65536], [32767 / 65536]], dtype=torch.float32)
+    to_ycc = torch.cat((torch.tensor(_TO_YCC, dtype=torch.float32) / 65536, rounding), 1)
     return _Constants(
         Dct(*(constant(x, device) for x in factors)),
         constant(to_ycc, device),
@@ -100,7 +100,7 @@ def _integer_codec(planes: Tensor, luma_rows: int, scales: Tensor, dct: Dct) -> 
 @lru_cache(maxsize=1024)
 def _chroma_rounding(width: int, device: torch.device) -> Tensor:
     """A quarter and a half in turn: of sums of four, libjpeg rounds 1 up in odd columns alone."""
-    return sent(torch.tensor([0.25, 0.5]).repeat(width // 2), device)
+    return sent(torch.tensor([0.25, 0.5], dtype=torch.float32).repeat(width // 2), device)
 
 
 def _halved(chroma: Tensor, content: Content) -> Tensor:

@@ -59,19 +59,22 @@ def normal_fields(
         text = np.array([stage, *keys], np.int64).tobytes()
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
         generator = torch.Generator(device).manual_seed(seed)
-        return torch.randn(len(keys), channels, *shape, device=device, generator=generator)
+        return torch.randn(
+            len(keys), channels, *shape, dtype=torch.float32, device=device, generator=generator
+        )
     generator = torch.Generator()
     whole = sizes is None or all(tuple(size) == tuple(shape) for size in sizes)
     if len(keys) == 1 and whole:
-        return torch.randn(
-            1, channels, *shape, generator=generator.manual_seed(_seed(keys[0], stage))
-        )
-    fields = torch.zeros(len(keys), channels, *shape)
+        generator.manual_seed(_seed(keys[0], stage))
+        return torch.randn(1, channels, *shape, dtype=torch.float32, generator=generator)
+    fields = torch.zeros(len(keys), channels, *shape, dtype=torch.float32)
     for i, key in enumerate(keys):
         height, width = shape if sizes is None else sizes[i]
         own = 1 if gray[i] else 3
         generator.manual_seed(_seed(key, stage))
-        fields[i, :own, :height, :width] = torch.randn(own, height, width, generator=generator)
+        fields[i, :own, :height, :width] = torch.randn(
+            own, height, width, dtype=torch.float32, generator=generator
+        )
     return fields
 
 

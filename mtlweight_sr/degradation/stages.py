@@ -141,7 +141,9 @@ class Stages:
             )
         else:
             shape = len(rows), 1 if all(gray) else 3, height, width
-            normals = torch.randn(shape, generator=self.generator, device=device)
+            normals = torch.randn(
+                shape, dtype=torch.float32, generator=self.generator, device=device
+            )
         kind = _picked(columns.stage.noise_type, rows)
         strength = _picked(columns.stage.noise_strength, rows)
         shared = _picked(columns.stage.gray_noise, rows)

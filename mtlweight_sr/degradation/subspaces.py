@@ -87,7 +87,7 @@ def task_from_ranges(space: Space, name: str, /, **ranges: Wanted) -> Task:
 
 def _in_words(parameter: str, wanted: Wanted) -> str:
     if is_range(wanted):
-        return f"{parameter} from {wanted[0]:g} to {wanted[1]:g}"
+        return f"{parameter} from {float(wanted[0]):g} to {float(wanted[1]):g}"
     return f"{parameter} = {wanted}"
 
 

@@ -147,7 +147,7 @@ def matrices(
     )
     split = len(table) // 12 * 8
     table = sent(table, device)
-    both = torch.zeros(batch * int(area.sum()), device=device)
+    both = torch.zeros(batch * int(area.sum()), dtype=torch.float32, device=device)
     both.scatter_(0, table[:split].view(torch.int64), table[split:].view(torch.float32))
     split = batch * int(area[0])
     return both[:split].view(batch, -1, canvas[0]), both[split:].view(batch, -1, canvas[1])

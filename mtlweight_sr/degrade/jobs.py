@@ -75,7 +75,9 @@ def find_images(paths: Sequence[Path], out: Path) -> list[Found]:
         if not path.is_dir():
             found.append(Found(path, path.name))
             continue
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        files = sorted(
+            file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+        )
         below = path.resolve() in out.resolve().parents
         inside = [f for f in files if not (below and out.resolve() in f.resolve().parents)]
         if not inside:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +72,7 @@ def checked_task_ids(task_ids: TaskIds, names: Sequence[str], samples: int) -> T
     """
     if isinstance(task_ids, Tensor):
         places = task_ids.cpu()
-    elif isinstance(task_ids, int | str):
+    elif isinstance(task_ids, int | str | np.integer):
         places = torch.full((samples,), _place(task_ids, names))
     else:
         places = torch.as_tensor([_place(task, names) for task in task_ids])
@@ -95,7 +96,7 @@ def checked_task_ids(task_ids: TaskIds, names: Sequence[str], samples: int) -> T
 
 def _place(task: int | str, names: Sequence[str]) -> int:
     if not isinstance(task, str):
-        return task
+        return int(task) if isinstance(task, np.integer) else task
     if task not in names:
         raise ValueError(
             f"expected `task_ids` among {', '.join(names)}, got {task!r}; write {names[0]!r}"

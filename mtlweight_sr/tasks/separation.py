@@ -158,7 +158,9 @@ def measure_separation(
             lr = degrade(hr, drawn[i * ids : (i + 1) * ids])
             found = psnr_y(enlarge(lr), hr, tasks.space.scale)
             scores[i, :, t] = found.clamp(max=_MOST)
-    masses = [float(tasks.masses[name]) for name in tasks.names]
+    # Tasks that leave a part of the space out are compared with their own mixture.
+    total = sum(tasks.masses.values())
+    masses = [float(tasks.masses[name] / total) for name in tasks.names]
     share, error, deviation = separation(scores, masses)
     gaps, variances, _ = _moments(scores, torch.tensor(masses, dtype=torch.float64))
     errors = (variances.mean(0) / len(places)).sqrt()

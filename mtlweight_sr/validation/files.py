@@ -44,7 +44,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(file.read_bytes())
         found = manifest["format"]
-        _hashes(manifest)
+        if found == FORMAT:
+            _hashes(manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(file)!r} is no manifest of a validation set.") from error
     if found != FORMAT:

@@ -295,3 +295,17 @@ def test_batches_are_the_same_for_any_number_of_workers():
 def test_crops_without_a_side_are_refused():
     with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
         CropDataset(BundledPhotographs("val"), crop=0)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_what_a_camera_wrote_may_be_damaged(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    file = tmp_path / f"photograph{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    Image.fromarray(pixels).save(file, exif=exif)
+    content = file.read_bytes()
+    header = next(h for h in (b"II*\x00", b"MM\x00*") if h in content)
+    file.write_bytes(content.replace(header, b"XX" + header[2:]))
+    (image,) = PhotographFolder(tmp_path)
+    assert image.shape == (3, 20, 30)

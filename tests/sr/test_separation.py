@@ -143,3 +143,17 @@ def test_bad_measurements_are_refused(source: BundledPhotographs) -> None:
         measure_separation(preset("paper2"), source, rows=0)
     with pytest.raises(ValueError, match="at least 12 pixels, got 8"):
         measure_separation(preset("paper2"), source, crop=8)
+
+
+def test_tasks_of_a_part_of_the_space_are_compared_with_their_mixture(
+    source: BundledPhotographs,
+) -> None:
+    ranges = {"weak": (0.0, 0.2), "strong": (0.8, 1.0)}
+    tasks = TaskSpace(
+        REALESRGAN_X4,
+        [Task.from_ranges(REALESRGAN_X4, name, noise_level_2=r) for name, r in ranges.items()],
+        partial=True,
+    )
+    found = measure_separation(tasks, source, rows=24, crop=64)
+    assert sum(found.gaps.values()) == pytest.approx(0, abs=1e-6)
+    assert found.gaps["weak"] > 0

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
+import pickle
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from fractions import Fraction
@@ -767,3 +769,24 @@ def test_a_recorded_row_makes_its_sample_again() -> None:
         assert torch.equal(degrade(hr, again), degrade(hr, row))
         if not isinstance(tasks, FrozenTasks):
             same(parameters_from_cube(tasks.space, again.cube, again.seed), row)
+
+
+def test_thirds_are_exact_in_physical_units() -> None:
+    third = Fraction(1, 3)
+    task = Task.from_ranges(REALESRGAN_X4, "middle", noise_level_1=(third, 2 * third))
+    assert task.mass == third
+
+
+@pytest.mark.parametrize("name", ["paper4", "two_stage4", "dasr3", "physical4"])
+def test_tasks_travel_to_spawned_workers(name: str) -> None:
+    tasks = preset(name)
+    for twin in (pickle.loads(pickle.dumps(tasks)), copy.deepcopy(tasks)):
+        assert twin.masses == tasks.masses
+        drawn = [t.draw(1, range(3), seed=0).cube for t in (tasks, twin)]
+        assert torch.equal(*drawn)
+
+
+def test_a_task_by_a_place_of_numpy() -> None:
+    tasks = preset("paper4")
+    drawn = tasks.draw(np.int64(2), range(4), seed=0)
+    assert torch.equal(drawn.cube, tasks.draw("noise", range(4), seed=0).cube)

@@ -440,3 +440,20 @@ def test_images_of_a_sequence_are_refused_one_by_one() -> None:
         degrade([good, good.to("meta")], drawn(2))
     with pytest.raises(ValueError, match="1 rows for 2 images"):
         degrade([good, good], drawn(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("compat", [None, "realesrgan"])
+def test_the_default_precision_of_torch_changes_nothing(
+    photographs: Tensor, dtype: torch.dtype, compat: Any
+) -> None:
+    parameters = drawn(8)
+    hr = photographs[:1].expand(8, -1, -1, -1)[..., :64, :64]
+    expected = degrade(hr, parameters, compat=compat)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = degrade(hr, parameters, compat=compat)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)
