@@ -121,7 +121,9 @@ def test_files_that_cannot_be_read_are_named(folder):
 def test_folders_without_images_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="must be a folder of images"):
         PhotographFolder(tmp_path / "missing")
-    with pytest.raises(FileNotFoundError, match=r"must hold \.bmp, \.jpeg, \.jpg, \.png, \.webp"):
+    with pytest.raises(
+        FileNotFoundError, match=r"must hold \.bmp, \.jpeg, \.jpg, \.png, \.tif, \.tiff, \.webp"
+    ):
         PhotographFolder(tmp_path)
 
 
