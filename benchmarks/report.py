@@ -177,6 +177,12 @@ def write(path: Path, text: str) -> None:
     os.replace(new, path)
 
 
+def write_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Puts a text in the place of what a page has between two marks."""
+    before, rest = page.read_text().split(begin)
+    write(page, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="JSON files of pytest-benchmark")
@@ -189,10 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(given.out / "summary.json", json.dumps({"rows": rows, "cannot_run": refused}, indent=1))
     plot(rows, given.out / "performance.png")
     if given.docs is not None:
-        page = given.docs / "performance.md"
-        before, rest = page.read_text().split(BEGIN)
-        after = rest.split(END)[1]
-        write(page, f"{before}{BEGIN}\n{text}\n{END}{after}")
+        write_between(given.docs / "performance.md", BEGIN, END, text)
         plot(rows, given.docs / "pictures" / "performance.png")
     print(given.out / "report.md")
 

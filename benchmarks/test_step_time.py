@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from benchmarks.conftest import CANNOT_RUN
+from benchmarks.conftest import CANNOT_RUN, selected
 from benchmarks.contenders import Contender, Group, limits, ours
-from benchmarks.measure import Clock, Result, measure, set_up
+from benchmarks.measure import Clock, Result, measure
 from benchmarks.peers import peers
 from benchmarks.problems import build_problem
 
@@ -72,7 +72,6 @@ def results_of(unit: Unit, request: pytest.FixtureRequest) -> dict[str, Result]:
     """Returns the results of a unit, measured now if they were not; of those selected alone."""
     if unit not in _latest:
         _latest.clear()
-        cases = [item.callspec.params["case"] for item in request.session.items]  # type: ignore[attr-defined]
         plugins = request.config.pluginmanager
         reporter: Any = plugins.get_plugin("terminalreporter")
         capture: Any = plugins.get_plugin("capturemanager")
@@ -86,17 +85,12 @@ def results_of(unit: Unit, request: pytest.FixtureRequest) -> dict[str, Result]:
         _latest[unit] = measure(
             build_problem(unit.problem, unit.tasks),
             limits(unit.group),
-            [case.contender for case in cases if case.unit == unit],
+            [case.contender for case in selected(request, Case) if case.unit == unit],
             request.config.getoption("benchmark_min_rounds"),
             float(request.config.getoption("benchmark_max_time")),
             note,
         )
     return _latest[unit]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    set_up()
 
 
 @pytest.mark.benchmark(timer=CLOCK.read)

@@ -21,11 +21,11 @@ def updated(old: Tensor, present: Index, new: Tensor) -> Tensor:
     return old.index_copy(0, present, new.to(old.dtype))
 
 
-def filled(num_tasks: int, present: Index, rows: Tensor) -> Tensor:
-    """Returns the rows `[n, P]` of the present tasks among zeros for the absent ones, `[T, P]`."""
+def filled(num_tasks: int, present: Index, values: Tensor) -> Tensor:
+    """Returns the values `[n, ...]` of the present tasks among zeros for the absent ones."""
     if isinstance(present, slice):
-        return rows
-    return rows.new_zeros(num_tasks, rows.shape[1]).index_copy_(0, present, rows)
+        return values
+    return values.new_zeros(num_tasks, *values.shape[1:]).index_copy_(0, present, values)
 
 
 def widened(memory: Tensor, gradients: Tensor) -> Tensor:

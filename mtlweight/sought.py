@@ -73,7 +73,7 @@ class Sought:
         }
         return by_leaf, found[: len(edges)]
 
-    def of_branches(self, receive: Callable[[int, int, Tensor], None]) -> list[dict[int, Tensor]]:
+    def of_branches(self, receive: Callable[[int, int, Tensor], None]) -> dict[int, Tensor]:
         """Takes the gradients of all tasks at once; returns those outside of what is shared.
 
         Args:
@@ -81,7 +81,7 @@ class Sought:
                 the task, the place in `shared`, and the part.
 
         Returns:
-            By task, the gradients by identity of the leaf.
+            The gradients by identity of the leaf, each of which only one task reaches.
         """
         assert self.branches is not None
         leaves = [leaf for leaf, _ in self.own if leaf.requires_grad]
@@ -92,12 +92,8 @@ class Sought:
         finally:
             for hook in hooks:
                 hook.remove()
-        by_leaf = {
-            id(leaf): gradient
-            for leaf, gradient in zip(leaves, found, strict=False)
-            if gradient is not None
-        }
-        return [by_leaf] * len(self.names)
+        own = zip(leaves, found[: len(leaves)], strict=True)
+        return {id(leaf): gradient for leaf, gradient in own if gradient is not None}
 
     def _gradients(
         self, tasks: Sequence[int], inputs: Sequence[Tensor | GradientEdge]

@@ -36,7 +36,7 @@ from mtlweight.options import (
     task_names,
 )
 from mtlweight.products import rounding_of
-from mtlweight.running import Index, RunningMean, updated
+from mtlweight.running import Index, RunningMean, filled
 from mtlweight.shared_leaves import SharedLeaves
 from mtlweight.state import Stateful
 from mtlweight.task_gradients import Parts, Rows, Shared, TaskGradients, Workspace, task_gradients
@@ -248,9 +248,7 @@ class Strategy(Stateful, ABC):
         try:
             weighed = self.weigh_step(step, shared)
             weights = weighed.weights
-            everywhere = isinstance(self.present, slice)
-            zeros = self.weights if everywhere else torch.zeros_like(self.weights)
-            self.weights = updated(zeros, self.present, weights)
+            self.weights = filled(self.num_tasks, self.present, weights.to(self.weights))
             self.epoch_weights.add(self.present, weights)
         finally:
             self.present = slice(None)

@@ -148,11 +148,12 @@ class Rows(TaskGradients):
         copied = [tensor for tensor in self.columns if id(tensor) not in written]
         if sought.branches is not None and (read is None or len(read) == n):
             self._read_branches()
-        for task in range(n) if not self.own_gradients else ():
-            if read is None or task in read:
-                self._read(task, copied, [*self.layers, *self._written])
-            else:
-                self._read(task, [], [])
+        else:
+            for task in range(n):
+                if read is None or task in read:
+                    self._read(task, copied, [*self.layers, *self._written])
+                else:
+                    self._read(task, [], [])
         if sought.step.scales is not None:
             self.rows *= sought.step.scales.to(self.rows)[:, None]
         if world_size() > 1 and not sought.of_features:
@@ -202,8 +203,8 @@ class Rows(TaskGradients):
         self.unused = len(missing) == len(pieces) * len(self._sizes)
         for task, place in missing:
             pieces[task][place].zero_()
-        for task, gradients in enumerate(found):
-            self._keep_own(task, gradients)
+        for task in range(len(pieces)):
+            self._keep_own(task, found)
 
     def _keep_own(self, task: int, found: dict[int, Tensor]) -> None:
         """Notes the gradients of a task outside of what is shared."""

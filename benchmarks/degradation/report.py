@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.degradation.plot import plot
 from benchmarks.degradation.rows import Measured, Row, digits, read
-from benchmarks.report import write
+from benchmarks.report import write, write_between
 
 BEGIN, END = "<!-- degradation figures -->", "<!-- end of degradation figures -->"
 DEVICES = {"cpu": "One CPU thread", "cuda": "GPU"}
@@ -198,10 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(given.out / "report.md", text)
     plot(measured, given.out / "degradation_speed.png")
     if given.docs is not None:
-        page = given.docs / "performance.md"
-        before, rest = page.read_text().split(BEGIN)
-        after = rest.split(END)[1]
-        write(page, f"{before}{BEGIN}\n{text}\n{END}{after}")
+        write_between(given.docs / "performance.md", BEGIN, END, text)
         plot(measured, given.docs / "pictures" / "degradation_speed.png")
     print(given.out / "report.md")
 

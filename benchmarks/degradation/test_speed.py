@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.conftest import CANNOT_RUN
+from benchmarks.conftest import CANNOT_RUN, selected
 from benchmarks.degradation import floors
 from benchmarks.degradation.contenders import Contender, contenders, work
 from benchmarks.degradation.measure import peak_bytes, take_turns
 from benchmarks.degradation.peer import why_not
 from benchmarks.degradation.units import UNITS, Unit
-from benchmarks.measure import Clock, set_up
+from benchmarks.measure import Clock
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,6 @@ def measured(unit: Unit, chosen: list[Contender]) -> dict[str, Result]:
     return _latest[unit]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    set_up()
-
-
 @pytest.mark.benchmark(timer=CLOCK.read)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_degradation(case: Case, benchmark: Any, request: pytest.FixtureRequest) -> None:
@@ -93,12 +88,10 @@ def test_degradation(case: Case, benchmark: Any, request: pytest.FixtureRequest)
     if reason is not None:
         request.config.stash[CANNOT_RUN].append(who | {"reason": reason})
         pytest.skip(reason)
-    items: list[Any] = request.session.items
-    cases = [item.callspec.params.get("case") for item in items if hasattr(item, "callspec")]
     chosen = [
         other.contender
-        for other in cases
-        if isinstance(other, Case) and other.unit == unit and refused(unit, other.contender) is None
+        for other in selected(request, Case)
+        if other.unit == unit and refused(unit, other.contender) is None
     ]
     result = measured(unit, chosen)[str(contender)]
     benchmark.group = str(unit)

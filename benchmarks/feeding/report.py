@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import write
+from benchmarks.report import write_between
 
 BEGIN, END = "<!-- feeding figures -->", "<!-- end of feeding figures -->"
 CORES = 16
@@ -61,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     text = table(rows_of(given.files))
     if given.docs is not None:
-        page = given.docs / "performance.md"
-        before, rest = page.read_text().split(BEGIN)
-        write(page, f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+        write_between(given.docs / "performance.md", BEGIN, END, text)
     print(text)
 
 

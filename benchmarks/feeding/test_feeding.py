@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.conftest import selected
 from benchmarks.feeding.ways import Unit, Way, cpu_seconds, ways
-from benchmarks.measure import Clock, set_up
+from benchmarks.measure import Clock
 
 UNITS = [Unit("png", 512, 512), Unit("jpg", 321, 481), Unit("png", 1356, 2040, images=4)]
 
@@ -61,20 +62,13 @@ def measured(unit: Unit, chosen: list[Way], rounds: int, folder: Any) -> dict[st
     return _latest[unit]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    set_up()
-
-
 @pytest.mark.benchmark(timer=CLOCK.read)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_feeding(
     case: Case, benchmark: Any, request: pytest.FixtureRequest, tmp_path_factory: Any
 ) -> None:
     unit, way = case.unit, case.way
-    items: list[Any] = request.session.items
-    cases = [item.callspec.params.get("case") for item in items if hasattr(item, "callspec")]
-    chosen = [c.way for c in cases if isinstance(c, Case) and c.unit == unit]
+    chosen = [other.way for other in selected(request, Case) if other.unit == unit]
     rounds = request.config.getoption("benchmark_min_rounds")
     folder = tmp_path_factory.mktemp("photographs") if unit not in _latest else None
     result = measured(unit, chosen, rounds, folder)[str(way)]

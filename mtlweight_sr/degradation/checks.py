@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlweight_sr.degradation.parameters import DegradationParameters
-from mtlweight_sr.degradation.stages import Levels
+from mtlweight_sr.degradation.poisson import Levels
 
 __all__ = ["check_images", "check_options"]
 

@@ -12,9 +12,10 @@ from mtlweight_sr.degradation.batching import Canvas, buckets_of, gathered, merg
 from mtlweight_sr.degradation.checks import check_images, check_options
 from mtlweight_sr.degradation.memory import keep_freed_memory
 from mtlweight_sr.degradation.parameters import DegradationParameters
+from mtlweight_sr.degradation.poisson import Levels
 from mtlweight_sr.degradation.precision import full_precision
 from mtlweight_sr.degradation.resize import Size, scaled_size
-from mtlweight_sr.degradation.stages import Levels, Stages
+from mtlweight_sr.degradation.stages import Stages
 
 __all__ = ["Compat", "degrade"]
 

@@ -27,6 +27,7 @@ from mtlweight_sr.degradation.precision import full_precision, sent_together
 __all__ = ["Levels", "Sizes", "poisson_row", "poisson_rows"]
 
 Levels = Literal["auto", 256]
+"""How grains of Poisson noise are counted, see `add_noise`."""
 Sizes = Sequence[tuple[int, int]] | None
 
 _LUMA = (0.2989, 0.587, 0.114)

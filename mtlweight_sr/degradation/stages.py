@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,14 +14,12 @@ from mtlweight_sr.degradation.jpeg import JpegMode, jpeg
 from mtlweight_sr.degradation.kernels import Kernels, degradation_kernels
 from mtlweight_sr.degradation.noise import add_noise, normal_fields
 from mtlweight_sr.degradation.parameters import DegradationParameters, StageParameters
+from mtlweight_sr.degradation.poisson import Levels
 from mtlweight_sr.degradation.precision import sent
 from mtlweight_sr.degradation.resize import Size, resize_by, resize_to, scaled_size
 from mtlweight_sr.degradation.space import MODES
 
-__all__ = ["Levels", "Stages"]
-
-Levels = Literal["auto", 256]
-"""How grains of Poisson noise are counted, see `add_noise`."""
+__all__ = ["Stages"]
 
 _NO_NOISE = NOISE_TYPES.index("none")
 

@@ -59,13 +59,13 @@ def degrade_files(
     """
     _check_outputs(jobs, out, force)
     outcome = Outcome()
-    image: Tensor | None = None
+    source: tuple[Tensor, str] | None = None
     try:
         for i, job in enumerate(jobs):
             if i == 0 or job.found != jobs[i - 1].found:
-                image = _read(job, outcome, skip)
-            if image is not None:
-                _degrade(job, image, out, outcome, skip)
+                source = _read(job, outcome, skip)
+            if source is not None:
+                _degrade(job, *source, out, outcome, skip)
             step()
     finally:
         if outcome.done:
@@ -91,7 +91,10 @@ def _check_outputs(jobs: Sequence[Job], out: Path, force: bool) -> None:
         )
 
 
-def _read(job: Job, outcome: Outcome, skip: Callable[[str, str], None]) -> Tensor | None:
+def _read(
+    job: Job, outcome: Outcome, skip: Callable[[str, str], None]
+) -> tuple[Tensor, str] | None:
+    """The image of a job, cut, and the hash of its file; None where it cannot be degraded."""
     found, scale = job.found, job.row.scale
     try:
         if not found.file.is_file():
@@ -102,18 +105,23 @@ def _read(job: Job, outcome: Outcome, skip: Callable[[str, str], None]) -> Tenso
             raise ValueError(
                 f"it has {image.shape[1]} x {image.shape[2]} pixels, fewer than {smallest} a side"
             )
+        source = hashlib.sha256(found.file.read_bytes()).hexdigest()
     except (ValueError, OSError, Image.DecompressionBombError) as error:
         why = str(error).removeprefix(f"{str(found.file)!r} ")
         outcome.skipped[str(found.file)] = why
         skip(str(found.file), why)
         return None
-    return cut(image, job.crop, scale)
+    return cut(image, job.crop, scale), source
 
 
 def _degrade(
-    job: Job, image: Tensor, out: Path, outcome: Outcome, skip: Callable[[str, str], None]
+    job: Job,
+    image: Tensor,
+    source: str,
+    out: Path,
+    outcome: Outcome,
+    skip: Callable[[str, str], None],
 ) -> None:
-    source = hashlib.sha256(job.found.file.read_bytes()).hexdigest()
     lr = degraded(image, job.row, compat=job.compat)
     pixels = pixels_hash(lr)
     if job.expected not in (None, pixels):

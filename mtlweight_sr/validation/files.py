@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import uuid
@@ -21,6 +20,7 @@ from torch import Tensor
 from mtlweight_sr.data import Photographs
 from mtlweight_sr.degradation.parameters import DegradationParameters
 from mtlweight_sr.replay import cut, degraded, encode_png, pixels_hash, recorded, surroundings
+from mtlweight_sr.training_files import write_atomically
 
 FORMAT = 2
 """Version of the manifest's layout."""
@@ -136,24 +136,15 @@ def write_set(
         "hr": hr_entries,
         "lr": lr_entries,
     }
-    _write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
 
 
 def _write_image(folder: Path, name: str, image: Tensor) -> dict[str, Any]:
     content = encode_png(image)
-    _write(folder / name, content)
+    write_atomically(folder / name, content)
     hashes = {"sha256": hashlib.sha256(content).hexdigest(), "pixels": pixels_hash(image)}
     return {"file": name, **hashes}
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file to the disk; the folder around it is renamed last, which makes it atomic."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def read_image(file: Path) -> Tensor:
