@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from mtlweight.pieces import PIECE
 
 
 def widest(tensor: Tensor) -> torch.dtype:
@@ -24,7 +28,7 @@ def inner_products(rows: Tensor, others: Tensor) -> Tensor:
     long product, and digits more accurate.
     """
     wide = widest(rows)
-    size, piece = rows.shape[1], 4096
+    size, piece = rows.shape[1], PIECE
     whole = size // piece * piece
     total = (rows[:, whole:] @ others[:, whole:].T).to(wide)
     if whole:
@@ -43,7 +47,7 @@ def exact_products(rows: Tensor, others: Tensor) -> Tensor:
     wide = widest(rows)
     total = torch.zeros(len(rows), len(others), dtype=wide, device=rows.device)
     size = min(rows.shape[1], others.shape[1])
-    piece = 4096 if rows.is_cpu else 1 << 20
+    piece = PIECE if rows.is_cpu else 1 << 20
     for start in range(0, size, piece):
         end = min(start + piece, size)
         total += rows[:, start:end].to(wide) @ others[:, start:end].to(wide).T
@@ -64,9 +68,15 @@ def squares_fit(squares: Tensor, dtype: torch.dtype) -> bool:
     return dtype == torch.float64 or all(1e-25 < square < 1e30 for square in squares.tolist())
 
 
-def gram_of(rows: Tensor) -> Tensor:
-    """Returns the inner products of rows, `[n, n]`, float64, on the host."""
-    gram = inner_products(rows, rows).cpu().double()
+def gram_of(rows: Tensor, pieces: Iterable[Tensor] | None = None) -> Tensor:
+    """Returns the inner products of rows, `[n, n]`, float64, on the host.
+
+    Args:
+        rows: The rows, `[n, P]`.
+        pieces: Their pieces one after the other, if they are made only now.
+    """
+    parts = [inner_products(piece, piece) for piece in ([rows] if pieces is None else pieces)]
+    gram = torch.stack(parts).sum(0).cpu().double()
     squares = gram.diagonal()
     if not squares_fit(squares, rows.dtype):
         moves = rows.any(1).cpu()

@@ -75,25 +75,27 @@ class LRA(GradientStrategy):
 
     def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
         ratios = self.ratios[self.present]
-        tasks = torch.arange(self.num_tasks, device=gradients.device)[self.present]
-        is_main = tasks == self.main
-        if gradients.shape[1]:
-            peak, means = self._peak_and_means(gradients, is_main)
-            known = is_main.any() & (peak > 0) & (means > 1e-30 * peak) & ~is_main
+        every = list(range(self.num_tasks))
+        tasks = every if isinstance(self.present, slice) else self.present.tolist()
+        if gradients.shape[1] and self.main in tasks:
+            main = tasks.index(self.main)
+            peak, means = self._peak_and_means(gradients, main)
+            known = (peak > 0) & (means > 1e-30 * peak)
+            known[main] = False
             new = torch.where(known, peak / means, ratios.to(means)).clamp_max(1e30).to(ratios)
             ratios = torch.where(known, torch.lerp(new, ratios, self.beta), ratios)
             self.ratios = updated(self.ratios, self.present, ratios)
         weights = ratios.to(losses)
         return weights, Parts(weights, gradients)
 
-    def _peak_and_means(self, gradients: Tensor, is_main: Tensor) -> tuple[Tensor, Tensor]:
+    def _peak_and_means(self, gradients: Tensor, main: int) -> tuple[Tensor, Tensor]:
         """Returns the largest entry of the main one, and the mean of each, over all ranks."""
-        sums, peaks = gradients.new_zeros(2, len(gradients))
+        sums = gradients.new_zeros(len(gradients))
+        peak = gradients.new_zeros(())
         for (g,) in in_pieces(gradients):
             sizes = g.abs()
             sums += sizes.sum(1)
-            peaks = torch.maximum(peaks, sizes.amax(1))
-        peak = (peaks * is_main).max()
+            peak = torch.maximum(peak, sizes[main].max())
         if not self.on_features or world_size() == 1:
             return peak, sums / gradients.shape[1]
         dist.all_reduce(peak, dist.ReduceOp.MAX)

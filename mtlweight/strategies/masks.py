@@ -12,7 +12,7 @@ from torch import Tensor
 from mtlweight.distributed import sum_over_ranks
 from mtlweight.inputs import Metrics, Step
 from mtlweight.options import GradientOptions, OptionError, Seed, Tasks
-from mtlweight.pieces import in_pieces, sizes_of
+from mtlweight.pieces import in_pieces, sample_of, sizes_of
 from mtlweight.strategies.fixed import per_task
 from mtlweight.strategy import GradientStrategy, Parts, Weighed
 from mtlweight.task_gradients import Shared
@@ -33,7 +33,7 @@ class GradDrop(GradientStrategy):
     Given features z, as in the paper, $x_i$ is $\operatorname{sign}(z)\, g_i$ summed over the items
     of the batch, dimension 0 of z, and all items share the lot of a coordinate. With respect to
     parameters (ours), $x_i = g_i$. The weights reported are the shares of each gradient that are
-    kept, by the sum of the sizes of its entries.
+    kept, by the sum of the sizes of its entries, told by at most some $2^{15}$ of them.
 
     Use it when tasks conflict in a few coordinates and agree in most, and noise is welcome: the
     mean over the lots pulls the larger side, and points that suit one task alone are not stable.
@@ -101,17 +101,14 @@ class GradDrop(GradientStrategy):
             return self._combine_features(gradients, losses)
         lots = _lots(gradients.shape[1], self.generator()).to(gradients)
         total, signs = torch.empty_like(lots), lots  # each lot gives way to the sign that it keeps
-        sizes, balance = gradients.new_zeros(2, len(gradients))
         for g, u, d in in_pieces(gradients, lots, total):
-            size = g.abs()
-            x, absolute = g.sum(0), size.sum(0)
+            x, absolute = g.sum(0), g.abs().sum(0)
             sign = torch.addcmul(x, u, absolute, value=-1, out=u).sign_()
             torch.addcmul(x, sign, absolute, out=d).mul_(0.5)
-            sizes += size.sum(1)
-            balance += g @ sign
         leaks = self.leaks[self.present].to(gradients)
-        kept = torch.lerp((1 + balance / sizes) / 2, torch.ones_like(leaks), leaks)
-        weights = torch.where(sizes > 0, kept, 1.0).to(losses)
+        seen = sample_of(gradients)
+        before, after = sizes_of(seen), sizes_of(_masked(seen, sample_of(signs), leaks))
+        weights = torch.where(before > 0, after / before, 1.0).to(losses)
         masked = partial(_masked, gradients, signs, leaks)
         return weights, Parts(torch.ones_like(weights), masked, None if self.leaky else total)
 
@@ -163,8 +160,8 @@ class TrimmedMean(GradientStrategy):
     with $g_{(1)p} \le \dots \le g_{(T)p}$ the gradients in coordinate p, in order. Tasks that tie
     for the last place that is cut lose equal shares. With fewer than $2b+1$ tasks present, b is as
     large as leaves one: the median of an odd number, the mean of one or two (ours). The weights
-    reported are the shares of each gradient that are kept, by the sum of the sizes of its entries,
-    over $T - 2b$.
+    reported are the shares of each gradient that are kept, by the sum of the sizes of its entries
+    (told by at most some $2^{15}$ of them), over $T - 2b$.
 
     Use it when there are many tasks of one kind, as clients or domains are, of which some few may
     have gradients that are wrong or out of scale. Not when tasks are few or differ in kind: what
@@ -190,20 +187,12 @@ class TrimmedMean(GradientStrategy):
         if b == 0:
             return mean, Parts(mean, gradients)
         total = gradients.new_empty(gradients.shape[1])
-        sizes, told = gradients.new_zeros(2, n)
-        alone = n - 2 * b == 1  # then the rest is one entry, and tells as much as the extremes
         for g, d in in_pieces(gradients, total):
-            extremes, rest = _apart(g, b)
-            torch.div(rest, n - 2 * b, out=d)
-            size = g.abs()
-            sizes += size @ torch.ones_like(d)
-            for entry in [rest] if alone else extremes:
-                tied = torch.eq(g, entry, out=size)
-                told += tied @ (entry.abs() / tied.sum(0))
-        if self.on_features:
-            sizes, told = sum_over_ranks(torch.stack([sizes, told]))
-        kept = told if alone else sizes - told
-        share = torch.where(sizes > 0, kept / sizes, 1 - 2 * b / n).clamp_min(0)
+            torch.div(_apart(g, b)[1], n - 2 * b, out=d)
+        seen = sample_of(gradients)
+        sizes = torch.stack([sizes_of(seen), sizes_of(_trimmed(seen, b))])
+        before, after = sum_over_ranks(sizes) if self.on_features else sizes
+        share = torch.where(before > 0, after / before, 1 - 2 * b / n)
         return mean * share.to(mean), Parts(mean, partial(_trimmed, gradients, b), total)
 
 
