@@ -1,5 +1,7 @@
 """Task weighting for multi-task learning: on losses, on gradients, or on data."""
 
+from mtlweight.gradient_strategy import GradientStrategy, GramStrategy
+from mtlweight.loss_strategy import LossStrategy, LossWeighting, MetricStrategy
 from mtlweight.metrics import delta_m, delta_p
 from mtlweight.options import OptionError
 from mtlweight.quotas import QuotaCarry, quotas, split
@@ -72,13 +74,7 @@ from mtlweight.strategies import (
     UPGrad,
     VarianceAware,
 )
-from mtlweight.strategy import (
-    GradientStrategy,
-    GramStrategy,
-    LossStrategy,
-    MetricStrategy,
-    Strategy,
-)
+from mtlweight.strategy import Strategy
 from mtlweight.task_means import rows_by_task, task_means
 from mtlweight.wrappers import (
     Bounded,
@@ -148,6 +144,7 @@ __all__ = [
     "Krum",
     "LogLosses",
     "LossStrategy",
+    "LossWeighting",
     "MConFIG",
     "MetricStrategy",
     "MoCo",

@@ -53,12 +53,19 @@ class Step:
             return self.factors if self.slopes is None else self.slopes
         return self.slopes * self.factors
 
-    def attach(self, value: Tensor, weights: Tensor) -> Tensor:
-        """Returns a scalar worth `value` whose gradient is the sum of weight `[n]` x loss."""
+    def attach(self, value: Tensor | None, weights: Tensor) -> Tensor:
+        """Returns a scalar worth `value` whose gradient is the sum of weight `[n]` x loss.
+
+        Without a value, it is worth that sum.
+        """
         slopes = weights[self.local]
         if self.factors is not None:
             slopes = slopes * self.factors
         total = torch.dot(slopes.to(self.values.dtype), self.values)
+        if value is None:
+            if self.factors is None:
+                return total
+            value = torch.dot(weights, self.seen)
         return value + (total - total.detach())
 
 

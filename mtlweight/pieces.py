@@ -33,4 +33,5 @@ def sample_of(rows: Tensor) -> Tensor:
     step = rows.shape[-1] // (run * runs)
     if step < 2:
         return rows
-    return rows[..., : run * runs * step].unflatten(-1, (runs, -1))[..., :run].flatten(-2)
+    spread = rows[..., : run * runs * step].reshape(*rows.shape[:-1], runs, -1)
+    return spread[..., :run].flatten(-2)

@@ -1,4 +1,4 @@
-"""The interface of every weighting strategy, and its four kinds, told apart by what they read."""
+"""The interface of every weighting strategy."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlweight.compiled import handle_of, weigh
-from mtlweight.distributed import average_over_ranks, sum_over_ranks, world_size
+from mtlweight.distributed import average_over_ranks
 from mtlweight.inputs import (
     Losses,
     Metrics,
@@ -20,26 +20,14 @@ from mtlweight.inputs import (
     describe_bad_loss,
     read_counts,
     read_losses,
-    read_metrics,
 )
 from mtlweight.late_errors import LateErrors
-from mtlweight.options import (
-    Check,
-    Chunk,
-    GradientOptions,
-    Heads,
-    Options,
-    Past,
-    Rescale,
-    Tasks,
-    checked,
-    task_names,
-)
-from mtlweight.products import rounding_of
+from mtlweight.options import Check, Rescale, Tasks, checked, task_names
 from mtlweight.running import Index, RunningMean, filled
 from mtlweight.shared_leaves import SharedLeaves
 from mtlweight.state import Stateful
-from mtlweight.task_gradients import Parts, Rows, Shared, TaskGradients, Workspace, task_gradients
+from mtlweight.task_gradients import Shared, TaskGradients, task_gradients
+from mtlweight.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -50,15 +38,17 @@ class Weighed:
         weights: Those of the n tasks present on any rank, `[n]`.
         value: What the scalar is worth at these weights.
         spend: Makes the scalar from what it is worth and the weights of the losses.
+        scalar: The scalar at these weights, if it is made already.
     """
 
     weights: Tensor
     value: Tensor
     spend: Callable[[Tensor, Tensor], Tensor]
+    scalar: Tensor | None = None
 
     def total(self) -> Tensor:
         """Returns the scalar whose gradient is the strategy's."""
-        return self.spend(self.value, self.weights)
+        return self.spend(self.value, self.weights) if self.scalar is None else self.scalar
 
 
 class Strategy(Stateful, ABC):
@@ -382,295 +372,6 @@ class Strategy(Stateful, ABC):
         gram = gradients.gram()
         self._refuse_infinite(step, gram.diagonal())
         return gram
-
-
-class LossStrategy(Strategy):
-    """A strategy that reads losses: it is written as the scalar that its paper minimises.
-
-    The weights are the derivative of that scalar, taken by autograd.
-    """
-
-    @property
-    def in_graph(self) -> bool:
-        """A compiled training step is not broken, unless the strategy asks for gradients."""
-        learns = any(parameter.requires_grad for parameter in self.parameters())
-        return self.rescale != "equal-norm" and not learns
-
-    @abstractmethod
-    def scalarize(self, losses: Tensor) -> Tensor:
-        """Returns the scalar to minimise.
-
-        Args:
-            losses: The losses of the tasks present, `[n]`; `self.present` tells which they are.
-        """
-
-    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
-        """Returns the derivative of the scalar, and its value."""
-        leaf = step.seen.clone().requires_grad_()
-        scalar = self.scalarize(leaf)
-        learns = any(parameter.requires_grad for parameter in self.parameters())
-        (weights,) = torch.autograd.grad(scalar, leaf, retain_graph=learns)
-        value = scalar if learns else scalar.detach()
-        if self.rescale != "none":
-            gram = None
-            if self.rescale == "equal-norm":
-                gram = self._gram(
-                    step,
-                    self._gradients(
-                        step, shared, weighted_heads=True, remembered=False, layers=True
-                    ),
-                )
-            weights = self._rescaled(weights, gram)
-            value = (weights * step.seen).sum()
-        # The value comes from the paper's scalar; the network's gradient from a term worth zero.
-        return Weighed(weights, value, step.attach)
-
-
-class MetricStrategy(LossStrategy):
-    """A strategy that reads validation metrics: its weights are constant from epoch to epoch.
-
-    They are uniform until the first `end_epoch(metrics)`. A task that a mapping of metrics leaves
-    out goes on with its previous metric.
-
-    Args:
-        tasks: The names of the tasks, or their number.
-        smoothing: The share of the past in the smoothed metrics; the first are taken as they are.
-        **options: See `Options`.
-    """
-
-    shares: Tensor
-
-    def __init__(self, tasks: Tasks, *, smoothing: Past = 0.0, **options: Unpack[Options]) -> None:
-        super().__init__(tasks, **options)
-        self.smoothing = smoothing
-        self.metrics: dict[str, float] = {}
-        self.register_buffer("shares", self.initial_shares())
-        self.weights = self.shares.clone()
-
-    @abstractmethod
-    def weigh(self, metrics: Tensor) -> Tensor:
-        """Returns the weights `[T]` that the smoothed metrics `[T]` (float64) ask for."""
-
-    def initial_shares(self) -> Tensor:
-        """Returns the weights before the first metrics, `[T]`."""
-        return self.uniform()
-
-    def refuse_metric(self, task: str, metric: float) -> str | None:
-        """Returns why a metric is out of range, or None."""
-        return None
-
-    def scalarize(self, losses: Tensor) -> Tensor:
-        """Returns the weighted sum of the losses."""
-        return (among(self.shares, self.present) * losses).sum()
-
-    def close_epoch(self, metrics: Metrics | None) -> None:
-        """Weighs the tasks by their metrics."""
-        if metrics is None:
-            raise ValueError(
-                f"{type(self).__name__} weighs tasks by their validation metrics: call "
-                "end_epoch(metrics) with one for each task."
-            )
-        new = read_metrics(self.tasks, metrics)
-        for task, metric in new.items():
-            if reason := self.refuse_metric(task, metric):
-                raise ValueError(f"The metric of task {task!r} is {metric!r}: {reason}.")
-        if missing := [task for task in self.tasks if task not in new | self.metrics]:
-            raise ValueError(
-                f"{type(self).__name__} has no metric of task {missing[0]!r} yet: the first "
-                "metrics must be those of all tasks."
-            )
-        past = self.smoothing
-        self.metrics = {
-            task: (
-                past * self.metrics[task] + (1 - past) * new[task]
-                if task in new and task in self.metrics
-                else new.get(task, self.metrics.get(task, 0.0))
-            )
-            for task in self.tasks
-        }
-        smoothed = torch.tensor(list(self.metrics.values()), dtype=torch.float64)
-        self.shares = self.weigh(smoothed).to(self.shares)
-        self.weights = self.shares.clone()  # a load writes into each: they must not be one tensor
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Returns what is saved beside the buffers: the smoothed metrics too."""
-        return super().get_extra_state() | {"metrics": dict(self.metrics)}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `get_extra_state` returned."""
-        super().set_extra_state(state)
-        self.metrics = dict(state["metrics"])
-
-
-class _ReadsGradients(Strategy):
-    """What the two kinds that read gradients have in common: the treatment of task heads."""
-
-    paper_weights_heads: ClassVar[bool] = False
-
-    def __init__(self, tasks: Tasks, *, heads: Heads = "paper", **options: Unpack[Options]) -> None:
-        super().__init__(tasks, **options)
-        self.heads = heads
-
-    def paper_heads(self, weights: Tensor, losses: Tensor) -> Tensor:
-        """Returns what multiplies each task's gradient outside of what is shared, `[n]`: one."""
-        return torch.ones_like(weights)
-
-    @property
-    def waits(self) -> bool:
-        """Each step waits: the T x T problem is solved on the host."""
-        return True
-
-    @property
-    def weights_heads(self) -> bool:
-        """Whether every parameter gets the weighted sum, so that the weights tell all."""
-        return self.heads == "weighted" or (self.heads == "paper" and self.paper_weights_heads)
-
-    def spend_step(self, step: Step, shared: Shared | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """Returns how to spend given weights; heads are treated as ever."""
-        if self.weights_heads:
-            return step.attach
-        gradients = self._gradients(
-            step, shared, weighted_heads=False, remembered=False, streamed=True
-        )
-        return self._spend_with(step, gradients)
-
-    def _spend_with(
-        self, step: Step, gradients: TaskGradients
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Returns how to spend weights with the gradients of a step."""
-        if not gradients.complete:
-            return step.attach
-        return lambda value, weights: gradients.spend(
-            value, weights, self._head_weights(weights, step.seen)
-        )
-
-    def _head_weights(self, weights: Tensor, losses: Tensor) -> Tensor:
-        if self.heads == "plain":
-            return torch.ones_like(weights)
-        return weights if self.weights_heads else self.paper_heads(weights, losses)
-
-
-class GramStrategy(_ReadsGradients):
-    """A strategy that reads the lengths and angles of the task gradients: their Gram matrix."""
-
-    def __init__(
-        self, tasks: Tasks, *, chunk: Chunk | None = None, **options: Unpack[GradientOptions]
-    ) -> None:
-        super().__init__(tasks, **options)
-        self.chunk = chunk
-        self.rounding = rounding_of(torch.float32)
-
-    @abstractmethod
-    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
-        """Returns the weights `[n]` of the tasks present.
-
-        `self.rounding` tells how far cosines can be wrong.
-
-        Args:
-            gram: The inner products of their gradients, `[n, n]`, float64, on the host.
-            losses: Their losses, `[n]`, float64, on the host.
-        """
-
-    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
-        """Returns what the Gram matrix asks for."""
-        gradients = self._gradients(
-            step,
-            shared,
-            weighted_heads=self.weights_heads,
-            remembered=False,
-            layers=True,
-            chunk=self.chunk,
-        )
-        gram = self._gram(step, gradients)
-        self.rounding = rounding_of(gradients.sought.like.dtype)
-        losses = step.seen.cpu().double()
-        weights = self._rescaled(self.weigh(gram, losses), gram).to(step.seen)
-        spend = self._spend_with(step, gradients)
-        return Weighed(weights, (weights * step.seen).sum(), spend)
-
-
-class GradientStrategy(_ReadsGradients):
-    """A strategy that reads the task gradients and builds the shared gradient itself.
-
-    Attributes:
-        on_features: During a call, whether the gradients are those of features, which are of other
-            samples in each step, so that they can't be remembered.
-        shapes: During a call, the shapes of what is shared; flattened one after the other they are
-            the P numbers of a gradient.
-    """
-
-    def __init__(self, tasks: Tasks, **options: Unpack[GradientOptions]) -> None:
-        super().__init__(tasks, **options)
-        self.on_features = False
-        self.shapes: list[torch.Size] = []
-
-    @property
-    def ordered(self) -> bool:
-        """Whether an entry of a gradient must keep its place, in a resumed run too."""
-        return bool(self.growing)
-
-    def tasks_read(self, count: int) -> Sequence[int]:
-        """Returns which of the tasks present have their gradient read; the others' are zeros."""
-        return range(count)
-
-    def norms(self, rows: Tensor) -> Tensor:
-        """Returns the lengths of gradients `[n, P]`, over all ranks if each has a part, `[n]`."""
-        if self.on_features and world_size() > 1:
-            return sum_over_ranks(rows.square().sum(1)).sqrt() / world_size()
-        lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
-        return lengths
-
-    @abstractmethod
-    def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
-        """Returns the weights `[n]` of the losses, and the gradient of what is shared.
-
-        The gradient is `[P]`, or, where it is a sum over tasks, its `Parts`: a wrapper that changes
-        the weight of a task then changes its part alike.
-
-        Args:
-            gradients: The gradients of the losses of the tasks present, `[n, P]`; it may overwrite
-                them.
-            losses: Their losses, `[n]`.
-        """
-
-    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
-        """Returns the weights of the losses, to be spent with the gradient that goes with them."""
-        # Its gradient is no weighted sum of losses, so every leaf needs the pass of each task.
-        gradients = self._gradients(
-            step,
-            shared,
-            weighted_heads=False,
-            remembered=self.ordered,
-            read=self.tasks_read(len(step.index)),
-        )
-        assert isinstance(gradients, Rows)
-        gram = None
-        # A sum is one quick look at all numbers; where it is not finite, the products tell why.
-        if self.rescale == "equal-norm" or not gradients.rows.sum(1).isfinite().all():
-            gram = self._gram(step, gradients)
-        self.on_features = gradients.of_features
-        self.shapes = [tensor.shape for tensor in gradients.sought.shared]
-        weights, combined = self.combine(gradients.rows, step.seen)
-        if not isinstance(combined, Parts):
-            combined = Parts(None, None, combined)
-        if self.rescale != "none":
-            ratio = self._stretch(weights, gram, torch.linalg.vector_norm(combined.sum()))
-            weights, combined = weights * ratio.to(weights), combined.times(ratio)
-
-        def spend(value: Tensor, changed: Tensor) -> Tensor:
-            parts = combined if changed is weights else combined.changed(weights, changed)
-            return gradients.carry(value, parts, self._head_weights(changed, step.seen))
-
-        return Weighed(weights, (weights * step.seen).sum(), spend)
-
-
-def among(shares: Tensor, present: Index) -> Tensor:
-    """Returns the shares of the tasks present, which then sum to what those of all did, `[n]`."""
-    if isinstance(present, slice):
-        return shares
-    here = shares[present]
-    total = here.sum()
-    return torch.where(total > 0, here * (shares.sum() / total), shares.sum() / len(here))
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[None]:

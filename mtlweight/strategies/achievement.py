@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
+from mtlweight.loss_strategy import MetricStrategy, among
 from mtlweight.options import Finite, NonNegative, OptionError, Options, Past, Positive, Tasks
 from mtlweight.strategies.fixed import per_task
-from mtlweight.strategies.geometric import safe_log
-from mtlweight.strategy import MetricStrategy, among
+from mtlweight.strategies.geometric import safe_inverse, safe_log
 
 Direction = bool | Mapping[str, bool]
 
@@ -61,8 +61,8 @@ class DTP(MetricStrategy):
         """Returns why a metric is out of range, or None."""
         return None if 0 <= metric <= 1 else "DTP reads metrics from 0 to 1, such as an accuracy"
 
-    def scalarize(self, losses: Tensor) -> Tensor:
-        return (self.shares[self.present] * losses).sum()
+    def weights_of(self, losses: Tensor) -> Tensor:
+        return self.shares[self.present]
 
     def weigh(self, metrics: Tensor) -> Tensor:
         kappa = metrics.clamp(1e-3, 1 - 1e-3)
@@ -192,11 +192,12 @@ class Achievement(MetricStrategy):
         lowest = 0 if self.higher_is_better[task] else 1e-300
         return None if metric >= lowest else "achievements are ratios, so it must be positive"
 
-    def scalarize(self, losses: Tensor) -> Tensor:
+    def weights_of(self, losses: Tensor) -> Tensor:
         w = among(self.shares, self.present)
         if self.total == "geometric":
-            return (w * safe_log(losses)).sum().exp()
-        return (w * losses).sum()
+            w = w.to(losses)
+            return (w * safe_log(losses)).sum().exp() * w * safe_inverse(losses)
+        return w
 
     def weigh(self, metrics: Tensor) -> Tensor:
         p = metrics.new_tensor(list(self.references.values()))

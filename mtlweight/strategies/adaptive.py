@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.options import GramOptions, NonNegative, OptionError, Tasks
-from mtlweight.strategy import GramStrategy
 
 Steps = Annotated[int, Field(ge=0)]
 

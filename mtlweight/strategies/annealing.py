@@ -9,10 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.gradient_strategy import GradientStrategy
 from mtlweight.options import GradientOptions, OptionError, Past, Tasks
 from mtlweight.pieces import in_pieces
 from mtlweight.running import updated
-from mtlweight.strategy import GradientStrategy, Parts
+from mtlweight.task_gradients import Parts
 
 
 class LRA(GradientStrategy):

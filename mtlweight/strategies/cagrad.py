@@ -7,9 +7,9 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
+from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.options import GramOptions, NonNegative, Tasks
 from mtlweight.solvers import conflict_averse_weights
-from mtlweight.strategy import GramStrategy
 
 Division = Literal["none", "square", "linear"]
 

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.options import GramOptions, Tasks
-from mtlweight.strategy import GramStrategy
 
 Array = NDArray[np.float64]
 Length = Literal["projection", "minimum", "harmonic", "geometric", "arithmetic", "maximum"]

@@ -7,12 +7,14 @@ from typing import Unpack
 
 from torch import Tensor
 
+from mtlweight.gradient_strategy import _ReadsGradients
 from mtlweight.inputs import Step
+from mtlweight.loss_strategy import among
 from mtlweight.options import GradientOptions, NonNegative, Positive, Tasks
 from mtlweight.products import exact_products, row_products
 from mtlweight.running import updated
 from mtlweight.solvers import directed_min_norm_point, simplex_projection
-from mtlweight.strategy import Weighed, _ReadsGradients, among
+from mtlweight.strategy import Weighed
 from mtlweight.task_gradients import Rows, Shared
 
 

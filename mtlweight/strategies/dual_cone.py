@@ -7,11 +7,11 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.inputs import Metrics
 from mtlweight.options import GramOptions, Tasks
 from mtlweight.solvers import dual_cone_weights
 from mtlweight.strategies.fixed import shares_of
-from mtlweight.strategy import GramStrategy
 
 
 class Preferring(GramStrategy):

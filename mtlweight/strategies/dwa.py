@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
+from mtlweight.loss_strategy import LossWeighting, among
 from mtlweight.options import Options, Positive, Tasks
 from mtlweight.running import RunningMean
-from mtlweight.strategy import LossStrategy, among
 
 
-class DWA(LossStrategy):
+class DWA(LossWeighting):
     r"""Dynamic weight average: favours the tasks whose loss fell least from epoch to epoch.
 
     $$r_i = \bar L_i^{(e-1)} / \bar L_i^{(e-2)}, \qquad w = \operatorname{softmax}(r / \tau)$$
@@ -48,9 +48,9 @@ class DWA(LossStrategy):
         self.register_buffer("ratios", torch.ones(self.num_tasks))
         self.register_buffer("last_means", torch.full((self.num_tasks,), torch.nan))
 
-    def scalarize(self, losses: Tensor) -> Tensor:
-        self.epoch_losses.add(self.present, losses.detach())
-        return (among(self.shares, self.present) * losses).sum()
+    def weights_of(self, losses: Tensor) -> Tensor:
+        self.epoch_losses.add(self.present, losses)
+        return among(self.shares, self.present)
 
     def close_epoch(self, metrics: Metrics | None) -> None:
         """Weighs the tasks by how much their losses fell since the epoch before."""

@@ -9,11 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.gradient_strategy import GradientStrategy
 from mtlweight.options import GradientOptions, Positive, Tasks
 from mtlweight.pieces import in_pieces, sizes_of
 from mtlweight.running import filled, updated, widened
 from mtlweight.strategies.worst_case import shifted
-from mtlweight.strategy import GradientStrategy, Parts
+from mtlweight.task_gradients import Parts
 
 Steps = Annotated[int, Field(ge=1)]
 

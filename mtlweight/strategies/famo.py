@@ -10,10 +10,10 @@ from torch import Tensor
 
 from mtlweight.distributed import average_over_ranks
 from mtlweight.inputs import Losses, Metrics, read_counts, read_losses
+from mtlweight.loss_strategy import LossStrategy
 from mtlweight.options import NonNegative, Options, Positive, Tasks
 from mtlweight.running import Adam, updated
 from mtlweight.strategies.fixed import per_task
-from mtlweight.strategy import LossStrategy
 
 
 class FAMO(LossStrategy):

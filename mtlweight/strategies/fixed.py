@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mtlweight.inputs import Metrics, read_metrics
+from mtlweight.loss_strategy import LossWeighting
 from mtlweight.options import OptionError, Options, Tasks
-from mtlweight.strategy import LossStrategy
 
 
-class Equal(LossStrategy):
+class Equal(LossWeighting):
     r"""Equal weights: the mean of the losses. The baseline.
 
     $$\mathcal{L} = \frac1T \sum_i L_i$$
@@ -26,11 +26,11 @@ class Equal(LossStrategy):
     for deep multi-task learning*, NeurIPS 2022, found it hard to beat.
     """
 
-    def scalarize(self, losses: Tensor) -> Tensor:
-        return losses.mean()
+    def weights_of(self, losses: Tensor) -> Tensor:
+        return torch.full_like(losses, 1 / len(losses))
 
 
-class Fixed(LossStrategy):
+class Fixed(LossWeighting):
     r"""Weights that the user sets, say by a grid search: the arm to beat.
 
     $$\mathcal{L} = \sum_i w_i L_i$$
@@ -65,8 +65,8 @@ class Fixed(LossStrategy):
         self.register_buffer("constants", torch.tensor(constants))
         self.weights = self.constants.clone()
 
-    def scalarize(self, losses: Tensor) -> Tensor:
-        return (self.constants[self.present] * losses).sum()
+    def weights_of(self, losses: Tensor) -> Tensor:
+        return self.constants[self.present]
 
 
 def per_task(tasks: tuple[str, ...], given: Metrics, option: str) -> dict[str, float]:

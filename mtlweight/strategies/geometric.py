@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtlweight.strategy import LossStrategy
+from mtlweight.loss_strategy import LossStrategy
 
 
 class GLS(LossStrategy):

@@ -10,14 +10,16 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.gradient_strategy import GradientStrategy
 from mtlweight.inputs import Metrics, Step
+from mtlweight.loss_strategy import among
 from mtlweight.options import GradientOptions, NonNegative, OptionError, Past, Positive, Tasks
 from mtlweight.pieces import in_pieces
 from mtlweight.products import row_products, squares_fit, widest
 from mtlweight.running import Index, filled, updated
 from mtlweight.strategies.fixed import per_task
-from mtlweight.strategy import GradientStrategy, Parts, Weighed, among
-from mtlweight.task_gradients import Shared
+from mtlweight.strategy import Weighed
+from mtlweight.task_gradients import Parts, Shared
 
 
 class GradientNoise(GradientStrategy):

@@ -7,9 +7,10 @@ from typing import ClassVar, Unpack
 import torch
 from torch import Tensor
 
+from mtlweight.gradient_strategy import GramStrategy
+from mtlweight.loss_strategy import among
 from mtlweight.options import GramOptions, NonNegative, Positive, Tasks
 from mtlweight.running import updated
-from mtlweight.strategy import GramStrategy, among
 
 
 class GradNorm(GramStrategy):

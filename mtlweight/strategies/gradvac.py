@@ -9,10 +9,10 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.options import GramOptions, Seed, Share, Tasks
 from mtlweight.running import updated
 from mtlweight.strategies.pcgrad import orders, unit
-from mtlweight.strategy import GramStrategy
 
 
 class GradVac(GramStrategy):

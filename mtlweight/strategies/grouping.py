@@ -8,15 +8,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mtlweight.loss_strategy import LossStrategy, LossWeighting
 from mtlweight.options import NonNegative, Options, Positive, Tasks
 from mtlweight.running import Adam, updated
 from mtlweight.strategies.worst_case import first_of, shifted
-from mtlweight.strategy import LossStrategy
 
 Groups = Annotated[int, Field(ge=1)]
 
 
-class GO4Align(LossStrategy):
+class GO4Align(LossWeighting):
     r"""Group optimisation for multi-task alignment: one weight per group of similar tasks.
 
     $$p_i \leftarrow \frac{p_i e^{-\beta L_i}}{\sum_j p_j e^{-\beta L_j}}, \qquad
@@ -70,17 +70,15 @@ class GO4Align(LossStrategy):
         """Shares of a sum of losses mean nothing where one is negative."""
         return True
 
-    def scalarize(self, losses: Tensor) -> Tensor:
-        seen = losses.detach()
-        slowed = -(self.step_size * seen).clamp_max(1)
+    def weights_of(self, losses: Tensor) -> Tensor:
+        slowed = -(self.step_size * losses).clamp_max(1)
         shares = shifted(self.log_shares[self.present], slowed)
         self.log_shares = updated(self.log_shares, self.present, shares)
-        lowest = (1e-8 * seen.max()).clamp_min(torch.finfo(seen.dtype).tiny)
-        counts = seen > lowest
-        ratios = seen.sum() / torch.where(counts, seen, 1.0)
-        raw = torch.where(counts, ratios * shares.softmax(0).to(seen), 0.0)
-        w = torch.where(counts, group_means(raw, counts, self.groups), 0.0)
-        return (w * losses).sum()
+        lowest = (1e-8 * losses.max()).clamp_min(torch.finfo(losses.dtype).tiny)
+        counts = losses > lowest
+        ratios = losses.sum() / torch.where(counts, losses, 1.0)
+        raw = torch.where(counts, ratios * shares.softmax(0).to(losses), 0.0)
+        return torch.where(counts, group_means(raw, counts, self.groups), 0.0)
 
 
 class LDCMTL(LossStrategy):

@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
+from mtlweight.loss_strategy import LossStrategy
 from mtlweight.options import Options, Tasks
 from mtlweight.running import RunningMean
 from mtlweight.strategies.geometric import safe_log
 from mtlweight.strategies.loss_trends import relative
-from mtlweight.strategy import LossStrategy
 
 
 class IGBv1(LossStrategy):

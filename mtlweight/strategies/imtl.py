@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.inputs import Step
 from mtlweight.options import Finite, GramOptions, Positive, Tasks
 from mtlweight.running import Adam
 from mtlweight.strategies.config import Array, equal_cosines
-from mtlweight.strategy import GramStrategy
 from mtlweight.task_gradients import Shared
 
 

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.options import GramOptions, OptionError, Tasks
-from mtlweight.strategy import GramStrategy
 
 Count = Annotated[int, Field(ge=0)]
 Chosen = Annotated[int, Field(ge=1)]

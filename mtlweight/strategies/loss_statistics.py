@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
+from mtlweight.loss_strategy import LossWeighting
 from mtlweight.options import NonNegative, Options, Past, Tasks
 from mtlweight.running import updated
 from mtlweight.strategies.loss_trends import relative
-from mtlweight.strategy import LossStrategy
 
 
-class LBTW(LossStrategy):
+class LBTW(LossWeighting):
     r"""Loss-balanced task weighting: favours the tasks whose loss fell least in this epoch.
 
     $$w_i = \big(L_i / L_i^{(0)}\big)^\alpha$$
@@ -49,19 +49,19 @@ class LBTW(LossStrategy):
         self.alpha = alpha
         self.register_buffer("first_losses", torch.zeros(self.num_tasks))
 
-    def scalarize(self, losses: Tensor) -> Tensor:
-        now = losses.detach().to(self.first_losses)
+    def weights_of(self, losses: Tensor) -> Tensor:
+        now = losses.to(self.first_losses)
         first = self.first_losses[self.present]
         first = torch.where(first != 0, first, now)
         self.first_losses = updated(self.first_losses, self.present, first)
-        return ((relative(now, first) ** self.alpha).to(losses) * losses).sum()
+        return relative(now, first) ** self.alpha
 
     def close_epoch(self, metrics: Metrics | None) -> None:
         """Forgets the first losses: those of the next epoch take their place."""
         self.first_losses = torch.zeros_like(self.first_losses)
 
 
-class CoV(LossStrategy):
+class CoV(LossWeighting):
     r"""Coefficient of variation weighting: favours the tasks whose loss ratio still varies.
 
     $$\ell_i = L_i / \mu_{L_i}, \qquad w_i = \frac{c_i}{\sum_j c_j}, \qquad
@@ -103,9 +103,9 @@ class CoV(LossStrategy):
         for name in ("counts", "loss_means", "ratio_means", "ratio_variances"):
             self.register_buffer(name, torch.zeros(self.num_tasks))
 
-    def scalarize(self, losses: Tensor) -> Tensor:
+    def weights_of(self, losses: Tensor) -> Tensor:
         here = self.present
-        now = losses.detach().to(self.loss_means)
+        now = losses.to(self.loss_means)
         count = self.counts[here] + 1
         loss_mean, mean, variance = (
             self.loss_means[here],
@@ -124,10 +124,10 @@ class CoV(LossStrategy):
         self.ratio_variances = updated(
             self.ratio_variances, here, variance + (product - variance) / count
         )
-        return (shares.to(losses) * losses).sum()
+        return shares
 
 
-class SLAW(LossStrategy):
+class SLAW(LossWeighting):
     r"""Scaled loss approximate weighting: divides each loss by its spread over the steps.
 
     $$w_i = \frac{1 / s_i}{\sum_j 1 / s_j}, \qquad
@@ -165,9 +165,9 @@ class SLAW(LossStrategy):
         self.register_buffer("means", torch.zeros(self.num_tasks))
         self.register_buffer("spreads", torch.zeros(self.num_tasks))
 
-    def scalarize(self, losses: Tensor) -> Tensor:
+    def weights_of(self, losses: Tensor) -> Tensor:
         here, beta = self.present, self.beta
-        now = losses.detach().to(self.means)
+        now = losses.to(self.means)
         mean = torch.where(self.means[here] != 0, self.means[here], now)
         # The difference of the paper's two means, without squares, which overflow and cancel.
         jump = (1 - beta) ** 0.5 * (now - mean)
@@ -179,5 +179,4 @@ class SLAW(LossStrategy):
         least = torch.where(varies, spread, torch.inf).min()
         inverses = torch.where(varies, least / spread, 0.0)
         inverses = torch.where(varies, inverses, inverses.sum() / varies.sum())
-        shares = torch.where(varies.any(), inverses / inverses.sum(), 1 / len(now))
-        return (shares.to(losses) * losses).sum()
+        return torch.where(varies.any(), inverses / inverses.sum(), 1 / len(now))

@@ -8,14 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mtlweight.loss_strategy import LossWeighting
 from mtlweight.options import Finite, Options, Positive, Seed, Share, Tasks
 from mtlweight.running import updated
-from mtlweight.strategy import LossStrategy
 
 Lookback = Annotated[int, Field(ge=1)]
 
 
-class SoftAdapt(LossStrategy):
+class SoftAdapt(LossWeighting):
     r"""SoftAdapt: favours the tasks whose loss rises, or falls least.
 
     $$w = \operatorname{softmax}(\beta s), \qquad s_i = \big(L_i^{(k)} - L_i^{(k-n)}\big) / n$$
@@ -75,9 +75,9 @@ class SoftAdapt(LossStrategy):
         """A weight in proportion to a negative loss would be negative."""
         return self.loss_weighted
 
-    def scalarize(self, losses: Tensor) -> Tensor:
+    def weights_of(self, losses: Tensor) -> Tensor:
         here = self.present
-        now = losses.detach().to(self.recent)
+        now = losses.to(self.recent)
         recent, counts = self.recent[here], self.counts[here]
         slopes = (now - recent[:, 0]) / self.lookback
         if self.normalized:
@@ -91,10 +91,10 @@ class SoftAdapt(LossStrategy):
         shares = torch.where(ready, shares / total, 1 / len(now))
         self.recent = updated(self.recent, here, torch.cat([recent[:, 1:], now[:, None]], 1))
         self.counts = updated(self.counts, here, counts + 1)
-        return (shares.to(losses) * losses).sum()
+        return shares
 
 
-class ReLoBRaLo(LossStrategy):
+class ReLoBRaLo(LossWeighting):
     r"""Relative loss balancing with random lookback: favours the tasks that fell least.
 
     $$\hat w^{(k, k')} = \operatorname{softmax}_i \frac{L_i^{(k)}}{\tau L_i^{(k')}}, \qquad
@@ -150,9 +150,9 @@ class ReLoBRaLo(LossStrategy):
         self.register_buffer("first_losses", torch.zeros(self.num_tasks))
         self.register_buffer("last_losses", torch.zeros(self.num_tasks))
 
-    def scalarize(self, losses: Tensor) -> Tensor:
+    def weights_of(self, losses: Tensor) -> Tensor:
         here = self.present
-        now = losses.detach().to(self.shares)
+        now = losses.to(self.shares)
         first = torch.where(self.first_losses[here] != 0, self.first_losses[here], now)
         since_start = soft_shares(relative(now, first), self.temperature)
         since_last = soft_shares(relative(now, self.last_losses[here]), self.temperature)
@@ -164,7 +164,7 @@ class ReLoBRaLo(LossStrategy):
         self.shares = updated(self.shares, here, held.sum() * shares)
         self.first_losses = updated(self.first_losses, here, first)
         self.last_losses = updated(self.last_losses, here, now)
-        return (shares.to(losses) * losses).sum()
+        return shares
 
 
 def soft_shares(scores: Tensor, temperature: float = 1.0) -> Tensor:

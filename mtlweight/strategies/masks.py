@@ -10,12 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks
+from mtlweight.gradient_strategy import GradientStrategy
 from mtlweight.inputs import Metrics, Step
 from mtlweight.options import GradientOptions, OptionError, Seed, Tasks
 from mtlweight.pieces import in_pieces, sample_of, sizes_of
 from mtlweight.strategies.fixed import per_task
-from mtlweight.strategy import GradientStrategy, Parts, Weighed
-from mtlweight.task_gradients import Shared
+from mtlweight.strategy import Weighed
+from mtlweight.task_gradients import Parts, Shared
 
 Trim = Annotated[int, Field(ge=0)]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.solvers import min_norm_point
-from mtlweight.strategy import GramStrategy
 
 
 class MGDA(GramStrategy):

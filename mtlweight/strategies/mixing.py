@@ -10,13 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.inputs import Metrics, read_metrics
+from mtlweight.loss_strategy import LossWeighting, among
 from mtlweight.options import Options, Positive, Tasks
 from mtlweight.running import RunningMean, updated
 from mtlweight.strategies.fixed import per_task
-from mtlweight.strategy import LossStrategy, among
 
 
-class DoReMi(LossStrategy):
+class DoReMi(LossWeighting):
     r"""Domain reweighting by minimax: favours the tasks that lag furthest behind a reference.
 
     $$\log \alpha_i \leftarrow \log \alpha_i + \eta \max(L_i - L^{ref}_i, 0), \qquad
@@ -94,8 +94,8 @@ class DoReMi(LossStrategy):
         values = torch.tensor(list(new.values()), device=device)
         self.references = updated(self.references, which, values)
 
-    def scalarize(self, losses: Tensor) -> Tensor:
-        excess = losses.detach() - self.references[self.present]
+    def weights_of(self, losses: Tensor) -> Tensor:
+        excess = losses - self.references[self.present]
         raised = self.log_shares[self.present] + (self.learning_rate * excess).clamp(0, 20)
         total = updated(self.log_shares, self.present, raised).logsumexp(0)
         floor = total + math.log(self.smoothing / self.num_tasks)
@@ -105,7 +105,7 @@ class DoReMi(LossStrategy):
         self.log_shares = updated(self.log_shares, self.present, smoothed)
         shares = self.log_shares.softmax(0)
         self.epoch_shares.add(self.present, shares[self.present])
-        return (among(shares, self.present) * losses).sum()
+        return among(shares, self.present)
 
     def close_epoch(self, metrics: Metrics | None) -> None:
         """Takes the mean of the shares over the steps."""
@@ -116,7 +116,7 @@ class DoReMi(LossStrategy):
         self.log_shares = self.log_shares.log_softmax(0)
 
 
-class OnlineMixing(LossStrategy):
+class OnlineMixing(LossWeighting):
     r"""Online data mixing: a bandit that favours the tasks with the largest losses.
 
     $$R_i \leftarrow R_i + \frac{L_i}{s\, p_i}, \qquad
@@ -169,14 +169,14 @@ class OnlineMixing(LossStrategy):
         now, before = self.exploration(self.step), self.exploration(self.step - 1)
         return (1 - self.num_tasks * now) * (before * self.rewards).softmax(0) + now
 
-    def scalarize(self, losses: Tensor) -> Tensor:
+    def weights_of(self, losses: Tensor) -> Tensor:
         p = self.probabilities()
-        reward = (losses.detach() / self.scale).clamp(-10, 10)
+        reward = (losses / self.scale).clamp(-10, 10)
         rewards = self.rewards[self.present] + reward / p[self.present]
         if isinstance(self.present, slice):
             rewards = rewards - rewards.min()  # so that float32 keeps the digits that matter
         self.rewards = updated(self.rewards, self.present, rewards)
-        return (among(p, self.present) * losses).sum()
+        return among(p, self.present)
 
     def close_epoch(self, metrics: Metrics | None) -> None:
         """Takes the latest probabilities."""

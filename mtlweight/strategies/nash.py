@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Unpack
 from pydantic import Field
 from torch import Tensor
 
+from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.options import GramOptions, Positive, Tasks
 from mtlweight.solvers import alpha_fair_weights
-from mtlweight.strategy import GramStrategy
 
 Fairness = Annotated[float, Field(ge=0.1, le=10)]
 

@@ -7,9 +7,10 @@ from typing import ClassVar, Literal, Unpack
 import torch
 from torch import Tensor
 
+from mtlweight.gradient_strategy import GradientStrategy, GramStrategy
 from mtlweight.options import GradientOptions, GramOptions, NonNegative, Past, Tasks
 from mtlweight.running import updated, widened
-from mtlweight.strategy import GradientStrategy, GramStrategy, Parts
+from mtlweight.task_gradients import Parts
 
 Scale = Literal["sum_norm", "mean_norm", "mean_of_norms", "max_norm", "one"]
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.inputs import Metrics, Step
+from mtlweight.loss_strategy import among
 from mtlweight.options import GramOptions, OptionError, Past, Positive, Tasks
 from mtlweight.running import updated
 from mtlweight.strategies.fixed import per_task
-from mtlweight.strategy import GramStrategy, among
 from mtlweight.task_gradients import Rows, TaskGradients
 
 

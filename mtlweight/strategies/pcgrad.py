@@ -7,8 +7,8 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.options import GramOptions, Seed, Tasks
-from mtlweight.strategy import GramStrategy
 
 
 class PCGrad(GramStrategy):

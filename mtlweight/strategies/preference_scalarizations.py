@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
+from mtlweight.loss_strategy import LossStrategy
 from mtlweight.options import NonNegative, OptionError, Options, Tasks
 from mtlweight.strategies.fixed import per_task
-from mtlweight.strategy import LossStrategy
 
 
 class _Preferring(LossStrategy):

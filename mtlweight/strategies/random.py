@@ -7,11 +7,11 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from mtlweight.loss_strategy import LossWeighting
 from mtlweight.options import Options, Seed, Tasks
-from mtlweight.strategy import LossStrategy
 
 
-class RLW(LossStrategy):
+class RLW(LossWeighting):
     r"""Random loss weighting: weights drawn anew every step, equal on average.
 
     $$w = \operatorname{softmax}(x), \qquad x \sim \mathcal{N}(0, I)$$
@@ -36,6 +36,6 @@ class RLW(LossStrategy):
         super().__init__(tasks, **options)
         self.seed = seed
 
-    def scalarize(self, losses: Tensor) -> Tensor:
+    def weights_of(self, losses: Tensor) -> Tensor:
         x = torch.randn(self.num_tasks, generator=self.generator()).to(losses)
-        return (x[self.present].softmax(0) * losses).sum()
+        return x[self.present].softmax(0)

@@ -10,15 +10,17 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.gradient_strategy import GradientStrategy
 from mtlweight.inputs import Step
+from mtlweight.loss_strategy import among
 from mtlweight.options import GradientOptions, NonNegative, Past, Positive, Tasks
 from mtlweight.pieces import in_pieces
 from mtlweight.products import gram_of, rounding_of, without_rounding
 from mtlweight.running import updated, widened
 from mtlweight.strategies.config import equal_cosines
 from mtlweight.strategies.double_sampling import descended
-from mtlweight.strategy import GradientStrategy, Parts, Weighed, among
-from mtlweight.task_gradients import Shared
+from mtlweight.strategy import Weighed
+from mtlweight.task_gradients import Parts, Shared
 
 Present = Annotated[float, Field(gt=0, le=1)]
 

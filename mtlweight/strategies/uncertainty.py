@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtlweight.loss_strategy import LossStrategy, LossWeighting
 from mtlweight.options import Finite, Options, Positive, Tasks
 from mtlweight.running import Adam
 from mtlweight.strategies.geometric import safe_inverse
 from mtlweight.strategies.loss_trends import soft_shares
-from mtlweight.strategy import LossStrategy
 
 
 class _Learned(LossStrategy):
@@ -171,7 +171,7 @@ class RevisedUW(_Learned):
         return s.sigmoid() - weighted
 
 
-class UWO(LossStrategy):
+class UWO(LossWeighting):
     r"""Optimal uncertainty weighting: the weights that `UW` would learn, at every step.
 
     $$w_i = 1 / L_i$$
@@ -195,11 +195,11 @@ class UWO(LossStrategy):
         """A negative loss would get a negative weight."""
         return True
 
-    def scalarize(self, losses: Tensor) -> Tensor:
-        return (safe_inverse(losses.detach()) * losses).sum()
+    def weights_of(self, losses: Tensor) -> Tensor:
+        return safe_inverse(losses)
 
 
-class UWSO(LossStrategy):
+class UWSO(LossWeighting):
     r"""Soft optimal uncertainty weighting: a softmax of the inverse losses.
 
     $$w = \operatorname{softmax}\big(1 / (\tau L)\big)$$
@@ -236,5 +236,5 @@ class UWSO(LossStrategy):
         """The inverse of a negative loss is no measure of it."""
         return True
 
-    def scalarize(self, losses: Tensor) -> Tensor:
-        return (soft_shares(safe_inverse(losses.detach()), self.temperature) * losses).sum()
+    def weights_of(self, losses: Tensor) -> Tensor:
+        return soft_shares(safe_inverse(losses), self.temperature)

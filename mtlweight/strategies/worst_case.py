@@ -9,17 +9,17 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
+from mtlweight.loss_strategy import LossStrategy, LossWeighting
 from mtlweight.options import Options, Positive, Tasks
 from mtlweight.running import RunningMean, updated
 from mtlweight.strategies.fixed import per_task
 from mtlweight.strategies.geometric import safe_log
 from mtlweight.strategies.preference_scalarizations import ideals_of, positive_per_task
-from mtlweight.strategy import LossStrategy
 
 EpochIndex = Annotated[int, Field(ge=0)]
 
 
-class GroupDRO(LossStrategy):
+class GroupDRO(LossWeighting):
     r"""Group distributionally robust optimisation: an adversary shifts weight to large losses.
 
     $$q_i \leftarrow \frac{q_i \exp(\eta\, x_i)}{\sum_j q_j \exp(\eta\, x_j)}, \qquad
@@ -77,16 +77,15 @@ class GroupDRO(LossStrategy):
         self.register_buffer("log_shares", self.uniform().log())
         self.register_buffer("first_losses", torch.zeros(self.num_tasks))
 
-    def scalarize(self, losses: Tensor) -> Tensor:
-        x = losses.detach()
-        first = first_of(self.first_losses[self.present], x)
+    def weights_of(self, losses: Tensor) -> Tensor:
+        first = first_of(self.first_losses[self.present], losses)
         self.first_losses = updated(self.first_losses, self.present, first)
         if self.references is not None:
-            x = (x - self.references[self.present].to(x)).clamp_min(0)
-        x = torch.where(first > 0, x / first, 0.0).clamp(-10, 10)
+            losses = (losses - self.references[self.present].to(losses)).clamp_min(0)
+        x = torch.where(first > 0, losses / first, 0.0).clamp(-10, 10)
         shares = shifted(self.log_shares[self.present], self.step_size * x)
         self.log_shares = updated(self.log_shares, self.present, shares)
-        return (shares.softmax(0).to(losses) * losses).sum()
+        return shares.softmax(0)
 
 
 class Tchebycheff(LossStrategy):

@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.inputs import Metrics, Step
+from mtlweight.loss_strategy import among
 from mtlweight.strategies.fixed import shares_of
-from mtlweight.strategy import Strategy, Weighed, among
+from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import Shared
 from mtlweight.wrappers.base import Wrapper
 

@@ -28,7 +28,7 @@ from mtlweight import (
     Strategy,
     UPGrad,
 )
-from mtlweight.strategy import GramStrategy
+from mtlweight.gradient_strategy import GramStrategy
 from tests.contract.strategies import (
     BY_NAME,
     CASES,

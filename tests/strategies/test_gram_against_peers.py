@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlweight import IMTL, IMTLG, AlignedMTL, ConFIG, GradVac, Krum, PCGrad
-from mtlweight.strategy import GramStrategy
+from mtlweight.gradient_strategy import GramStrategy
 from tests.strategies.test_against_peers import _libmtl
 
 torchjd = pytest.importorskip("torchjd.aggregation")

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from mtlweight.distributed import average_over_ranks, sum_over_ranks, world_size
+from mtlweight.gradient_strategy import _ReadsGradients
 from mtlweight.inputs import Losses, Step, by_task, read_losses
 from mtlweight.look_ahead import Surroundings
 from mtlweight.options import GradientOptions, Positive, Tasks
-from mtlweight.strategy import Weighed, _ReadsGradients
+from mtlweight.strategy import Weighed
 from mtlweight.task_gradients import Rows, Shared
 
 Closure = Callable[[], Losses]

@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
+from mtlweight.loss_strategy import LossStrategy
 from mtlweight.options import Options, Past, Positive, Seed, Share, Tasks
 from mtlweight.running import RunningMean, updated
 from mtlweight.strategies.experimental.actor_critic import SoftActorCritic
 from mtlweight.strategies.geometric import safe_log
 from mtlweight.strategies.loss_trends import relative
-from mtlweight.strategy import LossStrategy
 
 Count = Annotated[int, Field(ge=1)]
 Epochs = Annotated[int, Field(ge=0)]

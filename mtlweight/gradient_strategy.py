@@ -1,0 +1,179 @@
+"""The bases of strategies that read the gradients of the tasks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Unpack
+
+import torch
+from torch import Tensor
+
+from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.inputs import Step
+from mtlweight.options import Chunk, GradientOptions, Heads, Options, Tasks
+from mtlweight.products import rounding_of
+from mtlweight.strategy import Strategy, Weighed
+from mtlweight.task_gradients import Parts, Rows, Shared, TaskGradients
+
+
+class _ReadsGradients(Strategy):
+    """What the two kinds that read gradients have in common: the treatment of task heads."""
+
+    paper_weights_heads: ClassVar[bool] = False
+
+    def __init__(self, tasks: Tasks, *, heads: Heads = "paper", **options: Unpack[Options]) -> None:
+        super().__init__(tasks, **options)
+        self.heads = heads
+
+    def paper_heads(self, weights: Tensor, losses: Tensor) -> Tensor:
+        """Returns what multiplies each task's gradient outside of what is shared, `[n]`: one."""
+        return torch.ones_like(weights)
+
+    @property
+    def waits(self) -> bool:
+        """Each step waits: the T x T problem is solved on the host."""
+        return True
+
+    @property
+    def weights_heads(self) -> bool:
+        """Whether every parameter gets the weighted sum, so that the weights tell all."""
+        return self.heads == "weighted" or (self.heads == "paper" and self.paper_weights_heads)
+
+    def spend_step(self, step: Step, shared: Shared | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """Returns how to spend given weights; heads are treated as ever."""
+        if self.weights_heads:
+            return step.attach
+        gradients = self._gradients(
+            step, shared, weighted_heads=False, remembered=False, streamed=True
+        )
+        return self._spend_with(step, gradients)
+
+    def _spend_with(
+        self, step: Step, gradients: TaskGradients
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Returns how to spend weights with the gradients of a step."""
+        if not gradients.complete:
+            return step.attach
+        return lambda value, weights: gradients.spend(
+            value, weights, self._head_weights(weights, step.seen)
+        )
+
+    def _head_weights(self, weights: Tensor, losses: Tensor) -> Tensor:
+        if self.heads == "plain":
+            return torch.ones_like(weights)
+        return weights if self.weights_heads else self.paper_heads(weights, losses)
+
+
+class GramStrategy(_ReadsGradients):
+    """A strategy that reads the lengths and angles of the task gradients: their Gram matrix."""
+
+    def __init__(
+        self, tasks: Tasks, *, chunk: Chunk | None = None, **options: Unpack[GradientOptions]
+    ) -> None:
+        super().__init__(tasks, **options)
+        self.chunk = chunk
+        self.rounding = rounding_of(torch.float32)
+
+    @abstractmethod
+    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
+        """Returns the weights `[n]` of the tasks present.
+
+        `self.rounding` tells how far cosines can be wrong.
+
+        Args:
+            gram: The inner products of their gradients, `[n, n]`, float64, on the host.
+            losses: Their losses, `[n]`, float64, on the host.
+        """
+
+    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
+        """Returns what the Gram matrix asks for."""
+        gradients = self._gradients(
+            step,
+            shared,
+            weighted_heads=self.weights_heads,
+            remembered=False,
+            layers=True,
+            chunk=self.chunk,
+        )
+        gram = self._gram(step, gradients)
+        self.rounding = rounding_of(gradients.sought.like.dtype)
+        losses = step.seen.cpu().double()
+        weights = self._rescaled(self.weigh(gram, losses), gram).to(step.seen)
+        spend = self._spend_with(step, gradients)
+        return Weighed(weights, (weights * step.seen).sum(), spend)
+
+
+class GradientStrategy(_ReadsGradients):
+    """A strategy that reads the task gradients and builds the shared gradient itself.
+
+    Attributes:
+        on_features: During a call, whether the gradients are those of features, which are of other
+            samples in each step, so that they can't be remembered.
+        shapes: During a call, the shapes of what is shared; flattened one after the other they are
+            the P numbers of a gradient.
+    """
+
+    def __init__(self, tasks: Tasks, **options: Unpack[GradientOptions]) -> None:
+        super().__init__(tasks, **options)
+        self.on_features = False
+        self.shapes: list[torch.Size] = []
+
+    @property
+    def ordered(self) -> bool:
+        """Whether an entry of a gradient must keep its place, in a resumed run too."""
+        return bool(self.growing)
+
+    def tasks_read(self, count: int) -> Sequence[int]:
+        """Returns which of the tasks present have their gradient read; the others' are zeros."""
+        return range(count)
+
+    def norms(self, rows: Tensor) -> Tensor:
+        """Returns the lengths of gradients `[n, P]`, over all ranks if each has a part, `[n]`."""
+        if self.on_features and world_size() > 1:
+            return sum_over_ranks(rows.square().sum(1)).sqrt() / world_size()
+        lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        return lengths
+
+    @abstractmethod
+    def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
+        """Returns the weights `[n]` of the losses, and the gradient of what is shared.
+
+        The gradient is `[P]`, or, where it is a sum over tasks, its `Parts`: a wrapper that changes
+        the weight of a task then changes its part alike.
+
+        Args:
+            gradients: The gradients of the losses of the tasks present, `[n, P]`; it may overwrite
+                them.
+            losses: Their losses, `[n]`.
+        """
+
+    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
+        """Returns the weights of the losses, to be spent with the gradient that goes with them."""
+        # Its gradient is no weighted sum of losses, so every leaf needs the pass of each task.
+        gradients = self._gradients(
+            step,
+            shared,
+            weighted_heads=False,
+            remembered=self.ordered,
+            read=self.tasks_read(len(step.index)),
+        )
+        assert isinstance(gradients, Rows)
+        gram = None
+        # A sum is one quick look at all numbers; where it is not finite, the products tell why.
+        if self.rescale == "equal-norm" or not gradients.rows.sum(1).isfinite().all():
+            gram = self._gram(step, gradients)
+        self.on_features = gradients.of_features
+        self.shapes = [tensor.shape for tensor in gradients.sought.shared]
+        weights, combined = self.combine(gradients.rows, step.seen)
+        if not isinstance(combined, Parts):
+            combined = Parts(None, None, combined)
+        if self.rescale != "none":
+            ratio = self._stretch(weights, gram, torch.linalg.vector_norm(combined.sum()))
+            weights, combined = weights * ratio.to(weights), combined.times(ratio)
+
+        def spend(value: Tensor, changed: Tensor) -> Tensor:
+            parts = combined if changed is weights else combined.changed(weights, changed)
+            return gradients.carry(value, parts, self._head_weights(changed, step.seen))
+
+        return Weighed(weights, (weights * step.seen).sum(), spend)
