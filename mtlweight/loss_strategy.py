@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -91,6 +91,7 @@ class MetricStrategy(LossWeighting):
         **options: See `Options`.
     """
 
+    carried: ClassVar[tuple[str, ...]] = (*LossWeighting.carried, "metrics")
     shares: Tensor
 
     def __init__(self, tasks: Tasks, *, smoothing: Past = 0.0, **options: Unpack[Options]) -> None:
@@ -144,15 +145,6 @@ class MetricStrategy(LossWeighting):
         smoothed = torch.tensor(list(self.metrics.values()), dtype=torch.float64)
         self.shares = self.weigh(smoothed).to(self.shares)
         self.weights = self.shares.clone()  # a load writes into each: they must not be one tensor
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Returns what is saved beside the buffers: the smoothed metrics too."""
-        return super().get_extra_state() | {"metrics": dict(self.metrics)}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `get_extra_state` returned."""
-        super().set_extra_state(state)
-        self.metrics = dict(state["metrics"])
 
 
 def among(shares: Tensor, present: Index) -> Tensor:

@@ -25,8 +25,8 @@ class Stateful(Rebound):
     """A module whose state belongs to named tasks.
 
     Tensors are buffers, rebound and never written in place, so that a graph that is still to be
-    walked keeps what it was built with, and putting a state back costs nothing. Counters travel in
-    `state_dict()` beside them.
+    walked keeps what it was built with, and putting a state back costs nothing. What is `carried`
+    travels in `state_dict()` beside them.
 
     Attributes:
         tasks: The names of the T tasks.
@@ -35,6 +35,7 @@ class Stateful(Rebound):
     """
 
     growing: ClassVar[tuple[str, ...]] = ()  # buffers that take their shape from the network
+    carried: ClassVar[tuple[str, ...]] = ("step", "epoch")  # state in plain Python; rebound, too
     tasks: tuple[str, ...]
 
     def __init__(self) -> None:
@@ -44,18 +45,16 @@ class Stateful(Rebound):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns what is saved beside the buffers; see `torch.nn.Module`."""
-        return {
-            "version": 1,
-            "strategy": type(self).__name__,
-            "tasks": list(self.tasks),
-            "step": self.step,
-            "epoch": self.epoch,
-        }
+        whose = {"version": 1, "strategy": type(self).__name__, "tasks": list(self.tasks)}
+        return whose | self._carried_now()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes back what `get_extra_state` returned."""
-        self.step = state["step"]
-        self.epoch = state["epoch"]
+        for name in self.carried:
+            setattr(self, name, state[name])
+
+    def _carried_now(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.carried}
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -110,14 +109,14 @@ class Stateful(Rebound):
         """Puts the state back if the body raises."""
         modules = list(_within(self))
         before = [dict(module._buffers) for module in modules]
-        extra = [(m, m.get_extra_state()) for m in modules if isinstance(m, Stateful)]
+        carried = [(m, m._carried_now()) for m in modules if isinstance(m, Stateful)]
         try:
             yield
         except BaseException:
             for module, buffers in zip(modules, before, strict=True):
                 module._buffers.update(buffers)
-            for owner, state in extra:
-                owner.set_extra_state(state)
+            for owner, state in carried:
+                owner.__dict__.update(state)
             raise
 
     def keep_if(self, good: Tensor, before: list[dict[str, Tensor | None]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,10 +25,10 @@ from mtlweight.inputs import (
 from mtlweight.late_errors import LateErrors
 from mtlweight.options import Check, Rescale, Tasks, checked, task_names
 from mtlweight.running import Index, RunningMean, filled
-from mtlweight.shared_leaves import SharedLeaves
 from mtlweight.state import Stateful
 from mtlweight.task_gradients import Shared, TaskGradients, task_gradients
-from mtlweight.workspace import Workspace
+from mtlweight.task_gradients.shared_leaves import SharedLeaves
+from mtlweight.task_gradients.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -375,9 +376,11 @@ class Strategy(Stateful, ABC):
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    if not (
-        torch.amp.autocast_mode.is_autocast_available(device.type)
-        and torch.is_autocast_enabled(device.type)
-    ):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    if _has_autocast(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+@functools.cache
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.autocast_mode.is_autocast_available(device_type)

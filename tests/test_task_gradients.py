@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mtlweight import DBMTL, MGDA, GramStrategy, PCGrad, rows_by_task
-from mtlweight.layers import find_layers
 from mtlweight.products import inner_products
-from mtlweight.shared_leaves import walk
+from mtlweight.task_gradients.layers import find_layers
+from mtlweight.task_gradients.shared_leaves import walk
 from tests.contract.strategies import (
     OF_GRADIENTS,
     TASKS,

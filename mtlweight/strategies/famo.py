@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -68,6 +68,7 @@ class FAMO(LossStrategy):
     """
 
     floor = 1e-8
+    carried: ClassVar[tuple[str, ...]] = (*LossStrategy.carried, "followed")
     logits: Tensor
     latest: Tensor
     latest_step: Tensor
@@ -176,12 +177,3 @@ class FAMO(LossStrategy):
         """Returns the least excess over its bound that tells anything."""
         largest = excess.detach().max()
         return (self.floor * largest).clamp_min(torch.finfo(excess.dtype).tiny)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Returns what is saved beside the buffers: also which call `after_step` told of."""
-        return super().get_extra_state() | {"followed": self.followed}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `get_extra_state` returned."""
-        super().set_extra_state(state)
-        self.followed = state["followed"]

@@ -54,6 +54,7 @@ class GradientNoise(GradientStrategy):
     """
 
     growing: ClassVar[tuple[str, ...]] = ("averages",)
+    carried: ClassVar[tuple[str, ...]] = (*GradientStrategy.carried, "record")
     paper_weights_heads: ClassVar[bool] = True
     averages: Tensor
 
@@ -123,10 +124,6 @@ class GradientNoise(GradientStrategy):
         self.record = self.record | {
             name: torch.zeros(self.num_tasks, dtype=torch.float64) for name in names
         }
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Returns what is saved beside the buffers: the record too."""
-        return super().get_extra_state() | {"record": dict(self.record)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes back what `get_extra_state` returned."""

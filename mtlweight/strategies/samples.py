@@ -15,10 +15,10 @@ from mtlweight.inputs import Losses, Step
 from mtlweight.look_ahead import Surroundings, held_out_gradient
 from mtlweight.options import NonNegative, Options, Tasks
 from mtlweight.sample_losses import mean_loss, read_samples
-from mtlweight.shared_leaves import walk
 from mtlweight.slopes import BackwardSlopes, ForwardSlopes, trainable, unit
 from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import Shared
+from mtlweight.task_gradients.shared_leaves import walk
 
 
 class SLGrad(Strategy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, ClassVar, Unpack
+from typing import Annotated, ClassVar, Unpack
 
 import torch
 from pydantic import Field
@@ -159,6 +159,7 @@ class MConFIG(GradientStrategy):
     """
 
     growing: ClassVar[tuple[str, ...]] = ("averages", "direction", "roots")
+    carried: ClassVar[tuple[str, ...]] = (*GradientStrategy.carried, "moves")
     epsilon = 1e-8
     averages: Tensor
     turns: Tensor
@@ -241,15 +242,6 @@ class MConFIG(GradientStrategy):
         self.direction = biased
         scale = self.roots / (1 - self.beta2**self.moves) ** 0.5
         return torch.where(scale > 0, direction / (scale + self.epsilon * scale.max()), 0.0)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Returns what is saved beside the buffers: also the number of steps along m."""
-        return super().get_extra_state() | {"moves": self.moves}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `get_extra_state` returned."""
-        super().set_extra_state(state)
-        self.moves = state["moves"]
 
 
 def _gram(

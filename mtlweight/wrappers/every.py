@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -45,6 +45,7 @@ class Every(Wrapper):
     5, where R is up to 100.
     """
 
+    carried: ClassVar[tuple[str, ...]] = (*Wrapper.carried, "held_tasks", "left")
     held: Tensor
 
     def __init__(self, steps: Annotated[int, Field(ge=1)], inner: Strategy) -> None:
@@ -75,13 +76,3 @@ class Every(Wrapper):
         """Closes the inner epoch; the next begins with new weights."""
         super().close_epoch(metrics)
         self.left = 0
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Returns what is saved beside the buffers: also how far the weights go."""
-        return super().get_extra_state() | {"held_tasks": self.held_tasks, "left": self.left}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `get_extra_state` returned."""
-        super().set_extra_state(state)
-        self.held_tasks = list(state["held_tasks"])
-        self.left = state["left"]

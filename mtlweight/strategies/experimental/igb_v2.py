@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Unpack
+from typing import Annotated, ClassVar, Unpack
 
 import torch
 from pydantic import Field
@@ -75,6 +75,7 @@ class IGBv2(LossStrategy):
     2307.15429, IGBv2, with the constants of the authors' code.
     """
 
+    carried: ClassVar[tuple[str, ...]] = (*LossStrategy.carried, "recorded", "chained")
     bases: Tensor
     latest_losses: Tensor
     latest_action: Tensor
@@ -182,13 +183,3 @@ class IGBv2(LossStrategy):
             means = self.epoch_losses.mean(default=self.bases)
             self.bases = torch.where(self.bases > 0, self.bases, means)
         self.epoch_losses.reset()
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Returns what is saved beside the buffers: also what the schedule goes by."""
-        return super().get_extra_state() | {"recorded": self.recorded, "chained": self.chained}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `get_extra_state` returned."""
-        super().set_extra_state(state)
-        self.recorded = state["recorded"]
-        self.chained = state["chained"]

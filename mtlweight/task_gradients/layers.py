@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, Node
 from torch.nn import functional as F
 
 from mtlweight.products import inner_products, widest
-from mtlweight.shared_leaves import Graph
+from mtlweight.task_gradients.shared_leaves import Graph
 
 # A number of a T x P buffer is written and read back twice; that takes as long as so many products.
 _MOVES = 60
@@ -223,7 +223,7 @@ def _layer_of(graph: Graph, asked: Mapping[int, Tensor], key: int) -> Layer | No
             saved = "_saved_self"
         else:
             return None
-        if not _is_kept(product, saved) or getattr(product, "_saved_alpha", 1) != 1:
+        if not is_kept(product, saved) or getattr(product, "_saved_alpha", 1) != 1:
             return None
         bias = _bias_of(graph, asked, product, 0) if saved == "_saved_mat1" else None
         return Linear(product, weight, bias, saved)
@@ -231,7 +231,7 @@ def _layer_of(graph: Graph, asked: Mapping[int, Tensor], key: int) -> Layer | No
         node.name() == "ConvolutionBackward0"
         and weight.ndim == 4
         and node.next_functions[1][0] is graph.accumulators[key]
-        and _is_kept(node, "_saved_input")
+        and is_kept(node, "_saved_input")
         and node._saved_groups == 1  # type: ignore[attr-defined]
         and not node._saved_transposed  # type: ignore[attr-defined]
         and node._saved_input.ndim == 4  # type: ignore[attr-defined]
@@ -245,7 +245,7 @@ def _sole_user(graph: Graph, node: Node | None) -> Node | None:
     return users[0] if len(users) == 1 else None
 
 
-def _is_kept(node: Node, saved: str) -> bool:
+def is_kept(node: Node, saved: str) -> bool:
     """Tells whether a saved tensor is at hand, not recomputed or fetched from elsewhere."""
     raw = getattr(node, saved.replace("_saved_", "_raw_saved_"), None)
     return isinstance(getattr(raw, "data", None), Tensor)

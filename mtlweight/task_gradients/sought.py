@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from mtlweight.branches import Branch, find_branches
 from mtlweight.inputs import Root, Step
-from mtlweight.shared_leaves import Graph, SharedLeaves, node_of, walk
+from mtlweight.task_gradients.branches import Branch, find_branches
+from mtlweight.task_gradients.shared_leaves import Graph, SharedLeaves, node_of, walk
 
 Shared = Tensor | Iterable[Tensor]
 """What the tasks share: parameters, or features that the network returned."""
@@ -84,16 +84,26 @@ class Sought:
             The gradients by identity of the leaf, each of which only one task reaches.
         """
         assert self.branches is not None
-        leaves = [leaf for leaf, _ in self.own if leaf.requires_grad]
         hooks = [branch.node.register_hook(branch.caught(receive)) for branch in self.branches]
         try:
             shared = [tensor for tensor in self.shared if tensor.requires_grad]
-            found = self._gradients(range(len(self.names)), [*leaves, *shared])
+            return self.of_all(shared)[0]
         finally:
             for hook in hooks:
                 hook.remove()
-        own = zip(leaves, found[: len(leaves)], strict=True)
-        return {id(leaf): gradient for leaf, gradient in own if gradient is not None}
+
+    def of_all(
+        self, at: Sequence[Tensor | GradientEdge]
+    ) -> tuple[dict[int, Tensor], list[Tensor | None]]:
+        """Returns the gradients of the summed losses outside of what is shared, and at places.
+
+        The former by identity of the leaf.
+        """
+        leaves = [leaf for leaf, _ in self.own if leaf.requires_grad]
+        found = self._gradients(range(len(self.names)), [*at, *leaves])
+        own = zip(leaves, found[len(at) :], strict=True)
+        by_leaf = {id(leaf): gradient for leaf, gradient in own if gradient is not None}
+        return by_leaf, found[: len(at)]
 
     def _gradients(
         self, tasks: Sequence[int], inputs: Sequence[Tensor | GradientEdge]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
-from mtlweight.shared_leaves import Graph, node_of
+from mtlweight.task_gradients.shared_leaves import Graph, node_of
 
 
 @dataclass(frozen=True)

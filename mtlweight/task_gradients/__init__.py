@@ -1,0 +1,19 @@
+"""Task gradients: taken once for each loss, and sent on by the scalar that is returned."""
+
+from mtlweight.task_gradients.base import TaskGradients
+from mtlweight.task_gradients.parts import Parts
+from mtlweight.task_gradients.rows import Rows
+from mtlweight.task_gradients.shared_leaves import SharedLeaves
+from mtlweight.task_gradients.sought import Shared
+from mtlweight.task_gradients.take import task_gradients
+from mtlweight.task_gradients.workspace import Workspace
+
+__all__ = [
+    "Parts",
+    "Rows",
+    "Shared",
+    "SharedLeaves",
+    "TaskGradients",
+    "Workspace",
+    "task_gradients",
+]
