@@ -81,8 +81,9 @@ class HeadProducts(Taken):
         ]
         self._outputs = torch.cat(columns, dim=1)  # [N, K]
         self._weights = torch.cat(weights, dim=1)  # [I, K]
-        tasks = [head.task for head in heads for _ in range(head.weight.shape[1])]
-        self._tasks = torch.tensor(tasks, device=self._outputs.device)  # [K]
+        of_columns = [head.task for head in heads for _ in range(head.weight.shape[1])]
+        self._tasks = torch.tensor(of_columns, device=self._outputs.device)  # [K]
+        self._members = np.equal.outer(np.arange(len(sought.names)), of_columns).astype(float)
         if sought.step.scales is not None:
             self._outputs *= sought.step.scales.to(self._outputs)[self._tasks]
         for task in range(len(sought.names)):
@@ -101,12 +102,10 @@ class HeadProducts(Taken):
 
     def _products(self, d: Tensor, w: Tensor) -> tuple[Array, Array]:
         """Returns the inner products `[T, T]`, and what the squared lengths are at most, `[T]`."""
-        between, of_weights = ((x.T @ x).cpu().double().numpy() for x in (d, w))
+        between, of_weights = torch.stack([d.T @ d, w.T @ w]).cpu().double().numpy()
         products = between * of_weights
-        member = np.arange(len(self.sought.names))[:, None] == self._tasks.cpu().numpy()
-        by_task = member.astype(products.dtype)
-        bounds = (by_task @ np.sqrt(products.diagonal())) ** 2
-        return by_task @ products @ by_task.T, bounds
+        bounds = (self._members @ np.sqrt(products.diagonal())) ** 2
+        return self._members @ products @ self._members.T, bounds
 
     def spend(self, value: Tensor, weights: Tensor, head_weights: Tensor) -> Tensor:
         """Returns the scalar; see `TaskGradients`."""
