@@ -93,11 +93,11 @@ def gathered(images: Tensor | Sequence[Tensor], rows: list[int]) -> Canvas:
     )
 
 
-def buckets_of(costs: Sequence[int], limit: float, count: int | None = None) -> list[list[int]]:
+def buckets_of(costs: Sequence[float], limit: float, count: int | None = None) -> list[list[int]]:
     """The rows in groups of similar size, largest rows first.
 
     Args:
-        costs: Pixels of each row's largest canvas.
+        costs: What each row costs on a canvas of its own size.
         limit: Rows times the largest cost of a bucket stays below it, unless a single row exceeds
             it. Of the ways with the fewest buckets, the one whose largest is smallest is taken.
         count: How many buckets of equally many rows instead, if given.
@@ -117,7 +117,7 @@ def buckets_of(costs: Sequence[int], limit: float, count: int | None = None) -> 
     return _filled(rows, costs, high)
 
 
-def _filled(rows: Sequence[int], costs: Sequence[int], limit: float) -> list[list[int]]:
+def _filled(rows: Sequence[int], costs: Sequence[float], limit: float) -> list[list[int]]:
     buckets: list[list[int]] = []
     for row in rows:
         # The first row of a bucket is its largest.

@@ -16,16 +16,19 @@ Elsewhere all rows go through one 2-D Fourier transform, gathered by index table
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from mtlweight_sr.degradation.filtering import (
+    by_rows,
+    dense,
+    filter_lines,
+    good_length,
+    reflect_pad,
+    reflected,
+)
 from mtlweight_sr.degradation.kernels import Kernels
 from mtlweight_sr.degradation.precision import sent, sent_together
 
@@ -33,129 +36,12 @@ __all__ = ["blur", "filter_lines", "reflect_pad"]
 
 Sizes = Sequence[tuple[int, int]] | None
 
-_BANDS = 16
 # The largest sides at which the dense kernel beats the transform: for mirrored kernels, for others.
 _DENSE = {True: 9, False: 11}
 
 
 def _has_fast_convolutions() -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-
-
-def _reflected(lengths: Sequence[int], before: int, total: int) -> Tensor:
-    """Indices `[B, total]` that mirror lines about their end pixels as often as needed."""
-    length = np.array(lengths, np.int64)[:, None]
-    period = np.maximum(2 * length - 2, 1)
-    at = np.arange(-before, total - before) % period
-    return torch.from_numpy(np.minimum(at, np.where(length > 1, period - at, 0)))
-
-
-def _padded(images: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
-    height, width = images.shape[-2:]
-    if max(left, right) < width and max(top, bottom) < height:
-        return F.pad(images, (left, right, top, bottom), mode="reflect")
-    rows, columns = (
-        sent(_reflected([length], before, before + length + after)[0], images.device)
-        for length, before, after in ((height, top, bottom), (width, left, right))
-    )
-    return images.index_select(-2, rows).index_select(-1, columns)
-
-
-def reflect_pad(images: Tensor, pad: int) -> Tensor:
-    """Reflect padding that leaves the border single (reflect-101), of any width.
-
-    Args:
-        images: `[B, C, H, W]`.
-        pad: Pixels on each of the four sides.
-    """
-    return _padded(images, pad, pad, pad, pad)
-
-
-def _down(images: Tensor, lines: Tensor) -> Tensor:
-    """Filter each column `[N, H, W]` with its own line `[W, k]`, valid part only.
-
-    The columns stand as channels that lie innermost in memory, which is how they lie already.
-    """
-    channels, taps = lines.shape
-    out = F.conv2d(images.mT[:, :, None], lines.view(channels, 1, 1, taps), groups=channels)
-    return out[:, :, 0].mT
-
-
-def _along(images: Tensor, line: Tensor) -> Tensor:
-    """Filter each row of `[N, H, W]` with one line `[k]`, valid part only."""
-    height = images.shape[1]
-    weight = line.expand(height, 1, 1, -1)
-    return F.conv2d(images[:, :, None], weight, groups=height)[:, :, 0]
-
-
-def filter_lines(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
-    """Cross-correlate all images with the product of two lines, reflect padding.
-
-    Args:
-        images: `[B, C, H, W]`.
-        vertical: Taps along the height, `[k]` with odd k.
-        horizontal: Taps along the width, of any odd number.
-    """
-    width = images.shape[-1]
-    pad = len(vertical) // 2
-    planes = _padded(images, 0, 0, pad, pad).flatten(0, 1)
-    planes = _down(planes, vertical.expand(width, -1))
-    pad = len(horizontal) // 2
-    planes = _padded(planes[:, None], pad, pad, 0, 0)[:, 0]
-    return _along(planes, horizontal).reshape(images.shape)
-
-
-def _dense(images: Tensor, kernel: Tensor) -> Tensor:
-    height = images.shape[-2]
-    side = kernel.shape[-1]
-    pad = side // 2
-    band = -(-height // _BANDS)
-    missing = band * _BANDS - height
-    planes = _padded(images, pad, pad, pad, pad + missing).flatten(0, 1)
-    bands = planes.unfold(1, band + 2 * pad, band).mT.flatten(0, 1)
-    weight = kernel.expand(len(bands), 1, side, side)
-    out = F.conv2d(bands[None], weight, groups=len(bands))
-    return out.reshape(len(planes), -1, images.shape[-1])[:, :height].reshape(images.shape)
-
-
-@lru_cache(maxsize=256)
-def _good_length(least: int) -> int:
-    """The next length that transforms fast: a multiple of 8 without prime factors above 7."""
-    length = -(-least // 8) * 8
-    while True:
-        rest = length
-        for factor in (2, 3, 5, 7):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-        length += 8
-
-
-@lru_cache(maxsize=64)
-def _waves(length: int, side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines `[2 F, side]` of a line's taps, each frequency twice."""
-    frequency = np.arange(length // 2 + 1).repeat(2)[:, None] * (2 * math.pi / length)
-    angle = frequency * (np.arange(side) - side // 2)
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-
-
-def _complex(pairs: Tensor) -> Tensor:
-    return torch.view_as_complex(pairs.view(*pairs.shape[:-1], -1, 2))
-
-
-def _by_rows(images: Tensor, kernel: Tensor, *, mirrored: bool) -> Tensor:
-    width = images.shape[-1]
-    pad = kernel.shape[-1] // 2
-    length = _good_length(width + 2 * pad)
-    planes = _padded(images, pad, length - width - pad, pad, pad).flatten(0, 1)
-    cos, sin = map(torch.from_numpy, _waves(length, kernel.shape[-1]))
-    spectrum = torch.view_as_real(torch.fft.rfft(planes)).flatten(2)
-    filtered = _complex(_down(spectrum, cos @ kernel.T))
-    if not mirrored:
-        filtered = filtered.add_(_complex(_down(spectrum, sin @ kernel.T)), alpha=1j)
-    out: Tensor = torch.fft.irfft(filtered, n=length)[..., pad : pad + width]
-    return out.reshape(images.shape)
 
 
 def _row(image: Tensor, kernels: Kernels, i: int) -> Tensor:
@@ -170,8 +56,8 @@ def _row(image: Tensor, kernels: Kernels, i: int) -> Tensor:
     kernel = kernels.taps[i, inside, inside]
     mirrored = kernels.mirrored[i]
     if side <= _DENSE[mirrored]:
-        return _dense(image, kernel)
-    return _by_rows(image, kernel, mirrored=mirrored)
+        return dense(image, kernel)
+    return by_rows(image, kernel, mirrored=mirrored)
 
 
 def _together(images: Tensor, kernels: Kernels, sizes: Sizes) -> Tensor:
@@ -180,25 +66,27 @@ def _together(images: Tensor, kernels: Kernels, sizes: Sizes) -> Tensor:
     side = max(kernels.sizes)
     pad = side // 2
     inside = slice((kernels.taps.shape[-1] - side) // 2, (kernels.taps.shape[-1] + side) // 2)
-    shape = _good_length(height + 2 * pad), _good_length(width + 2 * pad)
+    shape = good_length(height + 2 * pad, 4), good_length(width + 2 * pad, 4)
     if sizes is None:
         sizes = [(height, width)] * batch
-    taps = kernels.taps[:, inside, inside].to(images.dtype)
+    # Turned about: what transforms do is a convolution, whose result begins at its last tap.
+    taps = kernels.taps[:, inside, inside].flip(1, 2).to(images.dtype)
     rows, columns, batched, *rest = sent_together(
         [
-            _reflected([h for h, _ in sizes], pad, shape[0])[:, :, None],
-            _reflected([w for _, w in sizes], pad, shape[1])[:, None, :],
+            reflected([h for h, _ in sizes], pad, shape[0])[:, :, None],
+            reflected([w for _, w in sizes], pad, shape[1])[:, None, :],
             torch.arange(batch)[:, None, None],
             *([taps] if taps.is_cpu else []),
         ],
         device,
     )
-    response = torch.fft.rfft2(rest[0] if rest else taps, s=shape).conj_physical()
+    response = torch.fft.rfft2(rest[0] if rest else taps, s=shape)
     out = images.new_empty(images.shape)
+    content = (..., slice(side - 1, side - 1 + height), slice(side - 1, side - 1 + width))
     # One channel at a time holds a third of the memory: transforms need several copies.
     for c in range(channels):
         filtered = torch.fft.rfft2(images[:, c][batched, rows, columns]).mul_(response)
-        out[:, c] = torch.fft.irfft2(filtered, s=shape)[..., :height, :width]
+        out[:, c] = torch.fft.irfft2(filtered, s=shape)[content]
         del filtered
     return out
 

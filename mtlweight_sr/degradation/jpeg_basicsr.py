@@ -34,6 +34,8 @@ class _Constants(NamedTuple):
     luma: Dct
     chroma: Dct
     to_ycc: Tensor
+    centre: Tensor
+    centre_back: Tensor
     to_rgb: Tensor
     tables: Tensor
 
@@ -56,16 +58,18 @@ def _constants(device: torch.device) -> _Constants:
         Dct(*(constant(x, device) for x in luma)),
         Dct(*(constant(x, device) for x in chroma)),
         constant(torch.tensor(to_ycc, dtype=torch.float32) * 255, device),
+        constant(torch.tensor([[-128.0], [0.0], [0.0]]), device),
+        constant(torch.tensor(128 / 255), device),
         constant(torch.tensor(to_rgb, dtype=torch.float32), device),
         constant(tables, device),
     )
 
 
-def _real_codec(planes: Tensor, table: Tensor, dct: Dct) -> Tensor:
+def _real_codec(planes: Tensor, table: Tensor, dct: Dct, centre: Tensor | None = None) -> Tensor:
     x = runs_times(strips_times(planes, dct.down, dct.down.shape[1]), dct.right)
     table = tiled(table, x.shape[-1])[:, None]
     x.view(len(x), -1, 8, x.shape[-1]).div_(table).round_().mul_(table)
-    return runs_times(strips_times(x, dct.up, 8), dct.back)
+    return runs_times(strips_times(x, dct.up, 8), dct.back, centre)
 
 
 def _blackened(images: Tensor, content: Content) -> Tensor:
@@ -89,13 +93,14 @@ def basicsr_codec(images: Tensor, quality: Tensor, content: Content) -> Tensor:
     to = _constants(images.device)
     height, width = images.shape[-2:]
     x = _blackened(images, content)
-    ycc = torch.matmul(to.to_ycc, x.flatten(2)).view_as(x)
+    to_ycc = to.to_ycc.expand(len(x), -1, -1)
+    ycc = torch.baddbmm(to.centre, to_ycc, x.flatten(2)).view_as(x)
     # Nearly zero, not zero, at quality 100.
     quality = quality.float()
     factor = torch.where(quality < 50, 50 / quality, (200 - 2 * quality) / 100).clamp_min(1e-4)
     factor = sent(factor, images.device)
     luma, chroma = (factor[:, None, None, None] * to.tables).unbind(1)
-    y = _real_codec(ycc[:, 0].sub(128), luma, to.luma).add_(128 / 255)
+    y = _real_codec(ycc[:, 0], luma, to.luma, to.centre_back)
     c = _real_codec(ycc[:, 1:].flatten(0, 1), chroma.repeat_interleave(2, 0), to.chroma)
     rgb = torch.matmul(to.to_rgb, c.view(len(x), 2, -1)).view(len(x), 3, -1, 1, x.shape[-1])
     # Each row of chroma serves two of luma.

@@ -52,7 +52,10 @@ _RED_OF_CR, _GREEN_OF_CB, _GREEN_OF_CR, _BLUE_OF_CB = (
 
 class _Constants(NamedTuple):
     dct: Dct
-    to_ycc: Tensor  # a fourth column for the rounding
+    to_ycc: Tensor
+    ycc_rounding: Tensor
+    half: Tensor
+    half_of_16: Tensor
     scales: Tensor  # `[101, 2, 2, 8, 8]`: quality, luma and chroma, factor before and after
 
 
@@ -70,19 +73,22 @@ def _constants(device: torch.device) -> _Constants:
     # and 2^11, nothing else comes near enough to a tie to be turned.
     scales = torch.stack(((1 + 2**-16) / 8 / tables, tables), 2)
     # Luma is centred by its rounding; libjpeg rounds a chroma of .5 down.
-    rounding = torch.tensor([[0.5 - 128], [32767 / 65536], [32767 / 65536]], dtype=torch.float32)
-    to_ycc = torch.cat((torch.tensor(_TO_YCC, dtype=torch.float32) / 65536, rounding), 1)
+    rounding = [[0.5 - 128], [32767 / 65536], [32767 / 65536]]
     return _Constants(
         Dct(*(constant(x, device) for x in factors)),
-        constant(to_ycc, device),
+        constant(torch.tensor(_TO_YCC) / 65536, device),
+        constant(torch.tensor(rounding), device),
+        constant(torch.tensor(1 / 2), device),
+        constant(torch.tensor(1 / 2 / 16), device),
         constant(scales, device),
     )
 
 
-def _integer_codec(planes: Tensor, luma_rows: int, scales: Tensor, dct: Dct) -> Tensor:
+def _integer_codec(planes: Tensor, luma_rows: int, quality: Tensor, to: _Constants) -> Tensor:
     """Planes `[B, H, W]` of integers around 0, rows of luma above rows of chroma."""
-    x = runs_times(planes, dct.right).add_(0.5).floor_()
-    x = strips_times(x, dct.down, 8).add_(0.5).floor_()
+    dct, scales = to.dct, to.scales.index_select(0, quality)
+    x = runs_times(planes, dct.right, to.half).floor_()
+    x = strips_times(x, dct.down, 8, to.half).floor_()
     strips = x.view(len(x), -1, 8, x.shape[-1])
     luma, chroma = strips[:, : luma_rows // 8], strips[:, luma_rows // 8 :]
     (luma_there, luma_back), (chroma_there, chroma_back) = (
@@ -93,8 +99,8 @@ def _integer_codec(planes: Tensor, luma_rows: int, scales: Tensor, dct: Dct) -> 
     x.round_()
     luma.mul_(luma_back)
     chroma.mul_(chroma_back)
-    x = strips_times(x, dct.up, 8).add_(0.5).floor_()
-    return runs_times(x, dct.back).add_(0.5).floor_().clamp_(-128, 127)
+    x = strips_times(x, dct.up, 8, to.half).floor_()
+    return runs_times(x, dct.back, to.half).floor_().clamp_(-128, 127)
 
 
 @lru_cache(maxsize=1024)
@@ -108,20 +114,21 @@ def _halved(chroma: Tensor, content: Content) -> Tensor:
     rows = chroma[..., ::2, :] + chroma[..., 1::2, :]
     half = rows[..., ::2] + rows[..., 1::2]
     height, width = half.shape[-2:]
-    half.mul_(0.25).add_(_chroma_rounding(width, half.device)).floor_()
+    half = torch.add(_chroma_rounding(width, half.device), half, alpha=0.25).floor_()
     # libjpeg fills up the width before it halves the chroma, the height after.
     filled = Content((content.height + 1) // 2, (content.width + 15) // 16 * 8)
     return bordered(half, (whole(height, 8), width), filled)
 
 
-def _doubled(half: Tensor, content: Content, height: int, width: int) -> Tensor:
-    """Triangle upsampling of integers, weights 9, 3, 3, 1, rounding as in libjpeg."""
+def _doubled(half: Tensor, rounding: Tensor, content: Content, height: int, width: int) -> Tensor:
+    """Triangle upsampling of integers, weights 9, 3, 3, 1, rounding as in libjpeg.
+
+    The weights' sum is divided by 16 beforehand, and a sixteenth of the `rounding` added.
+    """
     # The decoder knows the image's own size: its triangle filter never looks into the padding.
     height, width = (height + 1) // 2, (width + 1) // 2
-    x = bordered(
-        half, (height, width), Content((content.height + 1) // 2, (content.width + 1) // 2), 1
-    )
-    x.mul_(1 / 16).add_(1 / 32)  # 16 times 1/32 is the half that rounds up
+    own = Content((content.height + 1) // 2, (content.width + 1) // 2)
+    x = bordered(torch.add(rounding, half, alpha=1 / 16), (height, width), own, 1)
     even = torch.add(x[..., :-2], x[..., 1:-1], alpha=3)
     # Ties are rounded down in odd columns: 4 times 1/64 less.
     odd = torch.add(x[..., 2:], x[..., 1:-1], alpha=3).sub_(1 / 64)
@@ -138,10 +145,9 @@ def libjpeg_codec(images: Tensor, quality: Tensor, content: Content) -> Tensor:
     to = _constants(images.device)
     batch, _, height, width = images.shape
     rows, columns = whole(height, 8), whole(width, 16)
-    levels = images.new_empty(batch, 4, rows, columns)
-    torch.mul(bordered(images, (rows, columns), content), 255, out=levels[:, :3]).round_()
-    levels[:, 3] = 1
-    ycc = torch.bmm(to.to_ycc.expand(batch, -1, -1), levels.flatten(2)).view_as(levels[:, :3])
+    levels = bordered(images, (rows, columns), content).mul(255).round_()
+    to_ycc = to.to_ycc.expand(batch, -1, -1)
+    ycc = torch.baddbmm(to.ycc_rounding, to_ycc, levels.flatten(2)).view_as(levels)
     del levels
     half = _halved(ycc[:, 1:].floor_(), content)
     quality = sent(quality.float().round().long(), images.device)
@@ -150,13 +156,13 @@ def libjpeg_codec(images: Tensor, quality: Tensor, content: Content) -> Tensor:
     torch.floor(ycc[:, 0], out=plane[:, :rows])
     plane[:, rows:].view(batch, -1, 2, columns // 2).copy_(half.transpose(1, 2))
     del ycc, half
-    plane = _integer_codec(plane, rows, to.scales.index_select(0, quality), to.dct)
-    y = plane[:, :height, :width]
+    plane = _integer_codec(plane, rows, quality, to)
+    y = plane[:, :height, :width].add_(128.5)
     half = plane[:, rows:].view(batch, -1, 2, columns // 2).transpose(1, 2)
-    cb, cr = _doubled(half, content, height, width)[..., :height, :width].unbind(1)
+    cb, cr = _doubled(half, to.half_of_16, content, height, width)[..., :height, :width].unbind(1)
     rgb = torch.empty_like(images, memory_format=torch.contiguous_format)
     red, green, blue = rgb.unbind(1)
     torch.add(y, cr, alpha=_RED_OF_CR, out=red)
     torch.add(y, cb, alpha=_GREEN_OF_CB, out=green).add_(cr, alpha=_GREEN_OF_CR)
     torch.add(y, cb, alpha=_BLUE_OF_CB, out=blue)
-    return rgb.add_(128.5).floor_().clamp_(0, 255).div_(255)
+    return rgb.floor_().clamp_(0, 255).div_(255)

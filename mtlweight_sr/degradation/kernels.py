@@ -13,8 +13,9 @@ on the CPU. Source: Real-ESRGAN (2021), sections 3.1 and 3.4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -53,8 +54,8 @@ def gaussian_like(
         beta: Exponent of generalised and plateau kernels.
     """
     none = torch.zeros_like(family, dtype=torch.bool)
-    kernels, _ = KernelRows.of(size, none, family, sigma_x, sigma_y, rotation, beta, beta).made()
-    return torch.from_numpy(kernels).view(-1, SIZE, SIZE)
+    columns = (~none, none, size, family, sigma_x, sigma_y, rotation, beta, beta)
+    return _whole(columns, torch.float64)
 
 
 def sinc(size: Tensor, omega: Tensor) -> Tensor:
@@ -64,8 +65,7 @@ def sinc(size: Tensor, omega: Tensor) -> Tensor:
         size: Odd sizes up to 21.
         omega: Cutoffs in (0, pi] radians per pixel.
     """
-    kernels, _ = KernelRows.of_sincs(size, omega).made()
-    return torch.from_numpy(kernels).view(-1, SIZE, SIZE)
+    return _whole(_sinc_columns(size, omega), torch.float64)
 
 
 def blur_kernels(
@@ -90,30 +90,34 @@ def blur_kernels(
     """
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"expected `dtype` float32 or float64, got {dtype}; write torch.float32")
-    stage = KernelRows.of(size, sinc_flag, family, sigma_x, sigma_y, rotation, beta, omega)
-    return torch.from_numpy(stage.made()[0]).view(-1, SIZE, SIZE).to(dtype)
+    on = torch.ones_like(sinc_flag)
+    columns = (on, sinc_flag, size, family, sigma_x, sigma_y, rotation, beta, omega)
+    return _whole(columns, dtype)
 
 
-def _arrays(stage: StageParameters | FinalParameters) -> KernelRows:
-    if isinstance(stage, FinalParameters):
-        return KernelRows.of_sincs(stage.kernel_size, stage.omega)
-    return KernelRows.of(
-        stage.kernel_size,
-        stage.sinc,
-        stage.family,
-        stage.sigma_x,
-        stage.sigma_y,
-        stage.rotation,
-        stage.beta,
-        stage.omega,
-    )
+_STAGE: Callable[[StageParameters], tuple[Tensor, ...]] = attrgetter(
+    "blur", "sinc", "kernel_size", "family", "sigma_x", "sigma_y", "rotation", "beta", "omega"
+)
+
+
+def _sinc_columns(size: Tensor, omega: Tensor) -> tuple[Tensor, ...]:
+    # A sinc reads its size and cutoff alone.
+    on = torch.ones_like(size, dtype=torch.bool)
+    return on, on, size, size, omega, omega, omega, omega, omega
+
+
+def _whole(columns: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    taps = KernelRows.of([columns]).shapes().taps()
+    return torch.from_numpy(taps).view(-1, SIZE, SIZE).to(dtype)
 
 
 def stage_kernels(
     stage: StageParameters | FinalParameters, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """The kernels of a stage, `[B, 21, 21]`, one for every row whether it is blurred or not."""
-    return torch.from_numpy(_arrays(stage).made()[0]).view(-1, SIZE, SIZE).to(dtype)
+    if isinstance(stage, FinalParameters):
+        return _whole(_sinc_columns(stage.kernel_size, stage.omega), dtype)
+    return _whole((torch.ones_like(stage.blur), *_STAGE(stage)[1:]), dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +170,6 @@ class Kernels:
         )
 
 
-_COLUMNS = tuple(field.name for field in fields(KernelRows))
-
-
 def degradation_kernels(parameters: DegradationParameters) -> tuple[Kernels, Kernels, Kernels]:
     """The kernels of both stages and of the final filter, made together.
 
@@ -177,30 +178,23 @@ def degradation_kernels(parameters: DegradationParameters) -> tuple[Kernels, Ker
     Args:
         parameters: The rows, on the CPU.
     """
-    stages = (parameters.first, parameters.second, parameters.final)
-    on = np.concatenate(
-        [(s.sinc if isinstance(s, FinalParameters) else s.blur).numpy() for s in stages]
+    final = parameters.final
+    size, omega, on = final.kernel_size, final.omega, final.sinc
+    # A sinc reads its size and cutoff alone.
+    last = (on, on, size, size, omega, omega, omega, omega, omega)
+    rows = KernelRows.of([_STAGE(parameters.first), _STAGE(parameters.second), last])
+    shapes, upright = rows.shapes(), rows.upright()
+    separable = rows.plain() & upright
+    products = separable.nonzero()[0]
+    lines = np.zeros((*separable.shape, 2, SIZE), np.float32)
+    lines[products] = shapes.lines(products)
+    stages = 3, separable.shape[0] // 3
+    first, second, third = map(
+        Kernels,
+        map(torch.from_numpy, shapes.taps(np.float32).reshape(*stages, SIZE, SIZE)),
+        map(tuple, shapes.sizes.reshape(stages).tolist()),
+        map(torch.from_numpy, lines.reshape(*stages, 2, SIZE)),
+        map(tuple, separable.reshape(stages).tolist()),
+        map(tuple, upright.reshape(stages).tolist()),
     )
-    arrays = [_arrays(stage) for stage in stages]
-    rows = np.flatnonzero(on)
-    all_rows = KernelRows(
-        *(np.concatenate([getattr(a, name) for a in arrays])[rows] for name in _COLUMNS)
-    )
-    taps = np.zeros((len(on), SIZE**2), np.float32)
-    taps[:, SIZE**2 // 2] = 1
-    lines = np.zeros((len(on), 2, SIZE), np.float32)
-    sizes = np.ones(len(on), np.int64)
-    separable, mirrored = np.zeros((2, len(on)), bool)
-    taps[rows], sizes[rows] = all_rows.made(np.float32)
-    separable[rows] = products = all_rows.separable()
-    lines[separable] = all_rows.lines(np.flatnonzero(products))
-    mirrored[rows] = all_rows.sinc | (all_rows.family % 2 == 0) | separable[rows]
-    every = Kernels(
-        torch.from_numpy(taps).view(-1, SIZE, SIZE),
-        tuple(sizes.tolist()),
-        torch.from_numpy(lines),
-        tuple(separable.tolist()),
-        tuple(mirrored.tolist()),
-    )
-    n = len(parameters)
-    return every[:n], every[n : 2 * n], every[2 * n :]
+    return first, second, third

@@ -22,10 +22,10 @@ __all__ = ["Compat", "degrade"]
 Compat = Literal["realesrgan"]
 """Whose operators may be reproduced, defects included."""
 
-# What rows need on an accelerator, in pixels: blurred images have a margin on each side, and an
-# operator holds some canvases at once, its input and output included.
-_MARGIN = 10
-_WORK = 6.5
+# What a row needs on an accelerator, in canvases with a margin: as an HR image while it is blurred,
+# and after the first resize while noise is added.
+_MARGIN = 4
+_WORK = 5.25, 7.5
 
 
 @overload
@@ -131,14 +131,10 @@ def _batched(hr: Tensor | Sequence[Tensor]) -> TypeGuard[Tensor]:
 
 def _buckets(sizes: list[Size], stages: Stages, count: int | None) -> list[list[int]]:
     costs = []
-    for (height, width), factor in zip(sizes, stages.columns[0].factor, strict=True):
-        small = scaled_size((height, width), factor)
-        # Blurred images are padded on all sides.
-        costs.append(
-            max((h + 2 * _MARGIN) * (w + 2 * _MARGIN) for h, w in ((height, width), small))
-        )
-    pixels = sum(height * width for height, width in sizes)
-    return buckets_of(costs, 3 / _WORK * pixels, count)
+    for size, factor in zip(sizes, stages.columns[0].factor, strict=True):
+        canvases = zip(_WORK, (size, scaled_size(size, factor)), strict=True)
+        costs.append(max(work * (h + 2 * _MARGIN) * (w + 2 * _MARGIN) for work, (h, w) in canvases))
+    return buckets_of(costs, 3 * sum(height * width for height, width in sizes), count)
 
 
 def _degraded(hr: Tensor | Sequence[Tensor], buckets: list[list[int]], stages: Stages) -> Canvas:

@@ -72,13 +72,13 @@ def _exact_table() -> tuple[NDArray[np.int32], NDArray[np.int32], _Reals, _Reals
 def _exact_counts(levels: Tensor, z: Tensor, first: int) -> Tensor:
     counts, inner = (torch.from_numpy(table) for table in _exact_table()[2:])
     cell = z.add(_REACH).mul_(_CELLS_PER_UNIT).int().clamp_(0, _CELLS - 1)
-    cell = levels.int().clamp_(max=255).add_(first).mul_(_CELLS).add_(cell).flatten()
-    found = counts.index_select(0, cell).add_(z.flatten() >= inner.index_select(0, cell))
-    return found.view(z.shape)
+    cell = levels.int().clamp_(max=255).add_(first).mul_(_CELLS).add_(cell)
+    return counts.index_select(0, cell).add_(z >= inner.index_select(0, cell))
 
 
 def _large_counts(means: Tensor, z: Tensor) -> Tensor:
-    slope = means.sub(5 / 36).clamp_(min=0).sqrt_().add_(z, alpha=1 / 6)
+    """Counts where the mean is large; NaN may stand where it is below 5/36."""
+    slope = means.sub(5 / 36).sqrt_().add_(z, alpha=1 / 6)
     return slope.mul_(z).add_(means).sub_(1 / 6).round_().clamp_(min=0)
 
 
@@ -111,12 +111,13 @@ def poisson_row(image: Tensor, z: Tensor, gray: bool, levels: Levels) -> tuple[T
     grains = 2.0**exponent
     means = values.mul_(grains / 255)
     counts = _large_counts(means, z)
+    # The least of all is found in a quarter of the time that the places take.
     if means.numel() and float(means.min()) < _EXACT_BELOW:
         small = torch.from_numpy(np.flatnonzero(means.numpy() < _EXACT_BELOW))
         first = int(_exact_table()[0][exponent])
-        values = means.take(small).mul_(255 / grains).round_()
-        exact = _exact_counts(values, z.take(small), first)
-        counts.view(-1).index_copy_(0, small, exact)
+        few, z = (x.flatten().index_select(0, small) for x in (means, z))
+        few.mul_(255 / grains).round_()
+        counts.view(-1).scatter_(0, small, _exact_counts(few, z, first))
     return counts.sub_(means), grains
 
 

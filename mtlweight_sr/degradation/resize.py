@@ -1,9 +1,14 @@
 r"""Resizing without antialiasing, by factors or to sizes, each image its own.
 
 Without antialiasing an output sample reads a few neighbouring inputs per axis: a bin (area), two
-(bilinear) or four (bicubic). Where one call holds images of different sizes, factors or modes, a
-CPU resizes them one by one with `torch.nn.functional.interpolate`; an accelerator all at once, as
-two matrix products $R_h X R_w^\top$ whose few entries the host computes and sends.
+(bilinear) or four (bicubic). The host computes which they are and what they weigh.
+
+- A CPU resizes images one by one, large ones axis by axis: whole rows are added up, as in a product
+  with a sparse matrix, and columns are put upright for it.
+- An accelerator resizes all at once, as two matrix products $R_h X R_w^\top$.
+
+Bilinear and small images of a CPU, and on an accelerator images that are all alike, are left to
+`torch.nn.functional.interpolate`; others differ from what it gives by rounding, 1e-6 of [0, 1].
 """
 
 from __future__ import annotations
@@ -12,17 +17,21 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mtlweight_sr.degradation.precision import full_precision
 from mtlweight_sr.degradation.space import MODES
-from mtlweight_sr.degradation.windows import matrices
+from mtlweight_sr.degradation.windows import matrices, windows
 
 __all__ = ["Size", "check_sizes", "resize_by", "resize_to", "scaled_size"]
 
 T = TypeVar("T")
+
+# Pixels of a result from which on windows pay; they never do for the few taps of bilinear ones.
+_MANY = 2**14
 
 Size = tuple[int, int]
 """Height and width."""
@@ -51,10 +60,9 @@ def check_sizes(images: Tensor, sizes: Sequence[Size] | None) -> None:
 
 
 def _each(images: Tensor, name: str, values: Sequence[T]) -> Sequence[T]:
-    if len(values) != len(images):
+    if (got := len(values)) != len(images):
         raise ValueError(
-            f"expected one `{name}` for all or one per image, got {len(values)} for {len(images)} "
-            "images"
+            f"expected one `{name}` for all or one per image, got {got} for {len(images)} images"
         )
     return values
 
@@ -87,13 +95,38 @@ class _Plan(NamedTuple):
             return 1.0  # torch leaves such an axis alone, whatever the factor
         return size / target if self.factor is None else 1 / self.factor
 
+    def changes(self) -> bool:
+        """Whether there is anything to do."""
+        return self.factor != 1 and (self.factor is not None or self.size != self.target)
+
     def apply(self, images: Tensor) -> Tensor:
         """Images `[B, C, h, w]` that fill their canvas, by torch's own operator."""
-        if self.factor == 1 or (self.factor is None and self.size == self.target):
+        if not self.changes():
             return images
         how = {"size": self.target} if self.factor is None else {"scale_factor": self.factor}
         align = None if self.mode == "area" else False
         return F.interpolate(images, mode=self.mode, align_corners=align, **how)
+
+    def along(self, axis: int, planes: Tensor) -> Tensor:
+        """Planes `[C, h, w]` whose rows are added up as the given axis asks for."""
+        count, size, width = planes.shape
+        places, weights = windows(self.mode, size, self.target[axis], self.step(axis))
+        every = torch.from_numpy(np.concatenate([places + n * size for n in range(count)]))
+        weight = torch.from_numpy(weights).to(planes.dtype).repeat(count, 1)
+        rows = planes.reshape(-1, width)
+        rows = F.embedding_bag(every, rows, mode="sum", per_sample_weights=weight)
+        return rows.view(count, -1, width)
+
+    def alone(self, image: Tensor) -> Tensor:
+        """An image `[1, C, h, w]` that fills its canvas, on a CPU."""
+        if self.mode == "bilinear" or math.prod(self.target) < _MANY or not self.changes():
+            return self.apply(image.contiguous())
+        # The columns are put upright while they are short.
+        if self.target[0] < self.size[0]:
+            planes = self.along(0, image[0]).mT.contiguous()
+            return self.along(1, planes).mT.contiguous()[None]
+        planes = self.along(1, image[0].mT.contiguous()).mT.contiguous()
+        return self.along(0, planes)[None]
 
 
 def _together(images: Tensor, plans: Sequence[_Plan]) -> Tensor:
@@ -119,19 +152,26 @@ def _together(images: Tensor, plans: Sequence[_Plan]) -> Tensor:
 
 def _one_by_one(images: Tensor, plans: Sequence[_Plan]) -> Tensor:
     height, width = (max(plan.target[axis] for plan in plans) for axis in (0, 1))
+    parts = [
+        plan.alone(images[i : i + 1, :, : plan.size[0], : plan.size[1]])
+        for i, plan in enumerate(plans)
+    ]
+    if all(plan.target == (height, width) for plan in plans):
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
     result = images.new_zeros(*images.shape[:2], height, width)
-    for i, plan in enumerate(plans):
-        row = images[i : i + 1, :, : plan.size[0], : plan.size[1]].contiguous()
-        result[i : i + 1, :, : plan.target[0], : plan.target[1]] = plan.apply(row)
+    for i, part in enumerate(parts):
+        result[i : i + 1, :, : part.shape[2], : part.shape[3]] = part
     return result
 
 
 def _resized(images: Tensor, plans: Sequence[_Plan]) -> Tensor:
     if not plans:
         raise ValueError("expected at least one image in `images`, got none")
+    if images.is_cpu:
+        return _one_by_one(images, plans)
     if plans.count(plans[0]) == len(plans) and plans[0].size == images.shape[-2:]:
         return plans[0].apply(images)
-    return (_one_by_one if images.device.type == "cpu" else _together)(images, plans)
+    return _together(images, plans)
 
 
 def _contents(images: Tensor, sizes: Sequence[Size] | None) -> Sequence[Size]:

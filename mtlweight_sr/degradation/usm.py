@@ -49,6 +49,7 @@ def usm_sharpen(
 def _sharpened(images: Tensor, line: Tensor, weight: float, threshold: float) -> Tensor:
     residual = filter_lines(images, line, line)
     residual = torch.sub(images, residual, out=residual)
-    soft = filter_lines((residual.abs().mul_(255) > threshold).to(images), line, line)
-    sharpened = residual.mul_(weight).add_(images).clamp_(0, 1)
-    return sharpened.sub_(images).mul_(soft).add_(images)
+    # In place, the comparison gives zeros and ones in the images' own type.
+    soft = filter_lines(residual.abs().mul_(255).gt_(threshold), line, line)
+    sharpened = torch.add(images, residual, alpha=weight, out=residual).clamp_(0, 1)
+    return torch.lerp(images, sharpened, soft, out=sharpened)

@@ -103,6 +103,13 @@ class _Generator(torch.Generator):
     def __new__(cls, device: torch.device | str = "cpu") -> Self:
         return super().__new__(cls, "cpu")
 
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.of = torch.device(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.of
+
 
 @contextmanager
 def simulated() -> Iterator[None]:

@@ -289,6 +289,31 @@ def test_an_accelerator_draws_its_noise_without_waiting(
     assert difference.std() < 0.2
 
 
+@pytest.mark.parametrize("buckets", [None, 1, 3])
+def test_a_generator_of_an_accelerator_draws_all_noise(
+    photographs: Tensor, buckets: int | None
+) -> None:
+    """What it draws follows from its state, not from the rows' own seeds, and moves it on."""
+    hr = photographs[..., :64, :96].repeat(3, 1, 1, 1)
+    p = drawn(12, seed=5)
+    other = dataclasses.replace(p, seed=p.seed + 1)
+    with simulated():
+        generator = torch.Generator(DEVICE).manual_seed(3)
+        first, later = (
+            to_host(degrade(to_device(hr), p, generator=generator, buckets=buckets))
+            for _ in range(2)
+        )
+        generator.manual_seed(3)
+        again = to_host(degrade(to_device(hr), other, generator=generator, buckets=buckets))
+        with pytest.raises(ValueError, match=r"`generator`.*maia"):
+            degrade(to_device(hr), p, generator=torch.Generator("cpu"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    difference = first - degrade(hr, p)
+    assert difference.mean().abs() < 0.01
+    assert difference.std() < 0.2
+
+
 @pytest.mark.parametrize("buckets", [1, 3, 10, 20])
 def test_buckets_change_nothing_on_a_cpu(photographs: Tensor, buckets: int) -> None:
     hr = photographs[:, :, :64, :96].repeat(3, 1, 1, 1)[:10]

@@ -23,7 +23,7 @@ def align(mode: str) -> bool | None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("factor", FACTORS)
-@pytest.mark.parametrize("size", [(64, 64), (61, 47)])
+@pytest.mark.parametrize("size", [(64, 64), (61, 47), (256, 239)])
 def test_a_factor_sets_size_and_step(
     photographs: Tensor, mode: str, factor: float, size: tuple[int, int]
 ) -> None:
@@ -201,6 +201,19 @@ def test_gradients_pass_one_by_one_and_together(ragged: Tensor) -> None:
         (gradient,) = torch.autograd.grad(way(images[:4], plans).square().sum(), images)
         gradients.append(torch.stack([content(gradient, i).sum() for i in range(4)]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(150, 190), (400, 60), (256, 256)])
+def test_large_images_have_the_gradients_of_torch(
+    photographs: Tensor, mode: str, size: tuple[int, int]
+) -> None:
+    images = photographs[:1, :, :203].clone().requires_grad_()
+    expected = F.interpolate(images, size=size, mode=mode, align_corners=align(mode))
+    got = resize_to(images, size, mode)
+    towards = torch.randn(got.shape, generator=torch.Generator().manual_seed(0))
+    gradients = [torch.autograd.grad(x, images, towards)[0] for x in (got, expected)]
+    torch.testing.assert_close(*gradients, atol=5e-5, rtol=0)
 
 
 def test_lists_of_another_length_are_refused() -> None:
