@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -68,15 +66,9 @@ def squares_fit(squares: Tensor, dtype: torch.dtype) -> bool:
     return dtype == torch.float64 or all(1e-25 < square < 1e30 for square in squares.tolist())
 
 
-def gram_of(rows: Tensor, pieces: Iterable[Tensor] | None = None) -> Tensor:
-    """Returns the inner products of rows, `[n, n]`, float64, on the host.
-
-    Args:
-        rows: The rows, `[n, P]`.
-        pieces: Their pieces one after the other, if they are made only now.
-    """
-    parts = [inner_products(piece, piece) for piece in ([rows] if pieces is None else pieces)]
-    gram = torch.stack(parts).sum(0).cpu().double()
+def gram_of(rows: Tensor) -> Tensor:
+    """Returns the inner products of rows, `[n, n]`, float64, on the host."""
+    gram = inner_products(rows, rows).cpu().double()
     squares = gram.diagonal()
     if not squares_fit(squares, rows.dtype):
         moves = rows.any(1).cpu()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Unpack
 
 import torch
@@ -14,7 +14,6 @@ from mtlweight.gradient_strategy import GradientStrategy
 from mtlweight.inputs import Step
 from mtlweight.loss_strategy import among
 from mtlweight.options import GradientOptions, NonNegative, Past, Positive, Tasks
-from mtlweight.pieces import in_pieces
 from mtlweight.products import gram_of, rounding_of, without_rounding
 from mtlweight.running import updated, widened
 from mtlweight.strategies.config import equal_cosines
@@ -96,18 +95,17 @@ class MoCo(GradientStrategy):
         shares = among(self.shares, self.present)
         if not gradients.shape[1]:  # nothing is known to be shared, and all leaves are heads
             return shares.to(losses), gradients.sum(0)
-        if self.on_features:
-            beta, gram = 1.0, _gram(gradients, over_ranks=True)
-        else:
+        beta, tracked = 1.0, gradients
+        if not self.on_features:
             beta = self.beta / (self.step + 1) ** self.beta_sigma
             past = widened(self.tracked, gradients)
-            pieces = in_pieces(gradients, past[self.present])
-            gram = _gram(gradients, (g.lerp_(y, 1 - beta) for g, y in pieces))
-            self.tracked = updated(past, self.present, gradients)
+            tracked = gradients.lerp_(past[self.present], 1 - beta)
+            self.tracked = updated(past, self.present, tracked)
+        gram = _gram(tracked, over_ranks=self.on_features)
         rate = self.step_size / (self.step + 1) ** self.step_sigma
         new = descended(shares.cpu().double(), gram, rate, self.rho).to(shares)
         self.shares = updated(self.shares, self.present, new * self.shares[self.present].sum())
-        return beta * new.to(losses), Parts(new, gradients)
+        return beta * new.to(losses), Parts(new, tracked)
 
 
 class MConFIG(GradientStrategy):
@@ -244,14 +242,12 @@ class MConFIG(GradientStrategy):
         return torch.where(scale > 0, direction / (scale + self.epsilon * scale.max()), 0.0)
 
 
-def _gram(
-    rows: Tensor, pieces: Iterable[Tensor] | None = None, *, over_ranks: bool = False
-) -> Tensor:
+def _gram(rows: Tensor, over_ranks: bool = False) -> Tensor:
     """Returns the inner products of rows, `[n, n]`, float64, on the host.
 
     Rows shorter than the longest by a factor of 1e30 count as none, as no weight makes up for it.
     """
-    gram = gram_of(rows, pieces)
+    gram = gram_of(rows)
     if over_ranks and world_size() > 1:
         gram = sum_over_ranks(gram.to(rows.device)).cpu() / world_size() ** 2
     return without_rounding(gram)
