@@ -58,7 +58,7 @@ class Step:
 
         Without a value, it is worth that sum.
         """
-        slopes = weights[self.local]
+        slopes = weights if isinstance(self.local, slice) else weights[self.local]
         if self.factors is not None:
             slopes = slopes * self.factors
         total = torch.dot(slopes.to(self.values.dtype), self.values)
