@@ -80,11 +80,44 @@ def naive(problem: Problem) -> Step:
     return step
 
 
+def kept(problem: Problem) -> Step:
+    """The same with the gradients kept, T rows of P numbers, and added up once into `.grad`."""
+    shared = list(problem.encoder.parameters())
+    rows = torch.empty(len(problem.tasks), problem.shared_size)
+    sizes = [parameter.numel() for parameter in shared]
+    views = [
+        [piece.view_as(p) for piece, p in zip(row.split(sizes), shared, strict=True)]
+        for row in rows
+    ]
+    total = torch.empty(problem.shared_size)
+    weights = torch.ones(len(rows))
+
+    def step() -> None:
+        problem.clear()
+        _, losses = problem.forward()
+        for row, (task, loss) in zip(views, losses.items(), strict=True):
+            own = list(problem.heads[task].parameters())
+            found = torch.autograd.grad(loss, [*shared, *own], retain_graph=True)
+            torch._foreach_copy_(row, found[: len(shared)])
+            for parameter, gradient in zip(own, found[len(shared) :], strict=True):
+                parameter.grad = gradient
+        torch.mv(rows.T, weights, out=total)
+        for parameter, piece in zip(shared, total.split(sizes), strict=True):
+            parameter.grad = piece.view_as(parameter)
+
+    return step
+
+
 def limits(group: Group) -> list[Contender]:
     found = [Contender("limit", "plain", plain)]
     if group == "parameters":
         found.append(Contender("limit", "naive", naive))
     return found
+
+
+def floors(group: Group) -> list[Contender]:
+    """What no strategy that keeps the gradients can be below."""
+    return [Contender("limit", "kept", kept)] if group == "parameters" else []
 
 
 # --- ours ----------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def overview(units: dict[Unit, list[Row]]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (problem, tasks, group), rows in units.items():
-        for name in ("plain", "naive"):
+        for name in ("plain", "naive", "kept"):
             row = limit(rows, name)
             if row is not None:
                 naive = spread(row.get("ratio_to_naive"))
@@ -90,7 +90,7 @@ def _range(rows: Sequence[Row], ratio: str) -> str:
 def table(unit: Unit, rows: list[Row]) -> list[str]:
     """Returns the table of a unit, a strategy a line, the libraries side by side."""
     baseline = baseline_of(unit)
-    plain, naive = limit(rows, "plain"), limit(rows, "naive")
+    plain, naive, kept = (limit(rows, name) for name in ("plain", "naive", "kept"))
     lines = [f"### {TITLES[unit[0]]}: {unit[1]} tasks, {GROUPS[unit[2]]}", ""]
     if plain is not None:
         lines.append(
@@ -102,6 +102,8 @@ def table(unit: Unit, rows: list[Row]) -> list[str]:
             f"The naive limit is {spread(naive['ratio_to_plain'])} plain steps, "
             f"{megabytes(naive)} MB."
         )
+    if kept is not None:
+        lines.append(f"With T x P numbers kept it is {spread(kept['ratio_to_naive'])} of that.")
     sides = [library for library in LIBRARIES if any(r["library"] == library for r in rows)]
     head = [f"{library}, x {baseline} | MB" for library in sides]
     lines += ["", f"| strategy | {' | '.join(head)} |", "| --- |" + " --- | --- |" * len(sides)]

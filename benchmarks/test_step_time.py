@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from benchmarks.conftest import CANNOT_RUN, selected
-from benchmarks.contenders import Contender, Group, limits, ours
+from benchmarks.contenders import Contender, Group, floors, limits, ours
 from benchmarks.measure import Clock, Result, measure
 from benchmarks.peers import peers
 from benchmarks.problems import build_problem
@@ -58,7 +58,11 @@ class Case:
 def contenders(unit: Unit) -> list[Contender]:
     """Returns who steps in a unit: the limits themselves too, to see the noise."""
     found = [*ours(unit.group), *peers(unit.group, unit.slow)]
-    return [*limits(unit.group), *sorted(found, key=lambda contender: contender.key)]
+    return [
+        *limits(unit.group),
+        *floors(unit.group),
+        *sorted(found, key=lambda contender: contender.key),
+    ]
 
 
 CASES = [Case(unit, contender) for unit in UNITS for contender in contenders(unit)]

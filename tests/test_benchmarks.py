@@ -11,7 +11,7 @@ import torch
 
 import mtlweight
 from benchmarks import report
-from benchmarks.contenders import Contender, Group, Step, limits, ours, plain
+from benchmarks.contenders import Contender, Group, Step, kept, limits, ours, plain
 from benchmarks.measure import Result, measure, peak_bytes
 from benchmarks.peers import peers
 from benchmarks.problems import Problem, Size, build_problem
@@ -92,6 +92,15 @@ def test_turns_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(result.seconds) == len(result.baselines["naive"]) == 2
         low, middle, high = result.ratio("plain")
         assert 0 < low <= middle <= high
+
+
+def test_rows_that_are_kept_add_up_to_the_plain_gradient() -> None:
+    problem = build_problem("mlp", 3, TINY)
+    plain(problem)()
+    expected = [parameter.grad.clone() for parameter in problem._parameters]
+    kept(problem)()
+    for parameter, gradient in zip(problem._parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 def test_peak_memory() -> None:
