@@ -25,6 +25,18 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return total
 
 
+def products_over_ranks(products: Tensor, device: torch.device) -> Tensor:
+    """Returns inner products of gradients of features, of which each rank has its samples' part.
+
+    Args:
+        products: Those of this rank, on the host.
+        device: Where ranks exchange them.
+    """
+    if world_size() == 1:
+        return products
+    return sum_over_ranks(products.to(device)).cpu() / world_size() ** 2
+
+
 def average_over_ranks(num_tasks: int, step: Step, counts: list[float] | None) -> Step:
     """Returns the step with the losses of all ranks, averaged, and the numbers behind them.
 

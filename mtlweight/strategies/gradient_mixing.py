@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.distributed import products_over_ranks, world_size
 from mtlweight.gradient_strategy import GradientStrategy
 from mtlweight.inputs import Metrics, Step
 from mtlweight.loss_strategy import among
 from mtlweight.options import GradientOptions, NonNegative, OptionError, Past, Positive, Tasks
 from mtlweight.pieces import in_pieces
-from mtlweight.products import row_products, squares_fit, widest
+from mtlweight.products import gram_of, squares_fit, widest
 from mtlweight.running import Index, filled, updated
 from mtlweight.strategies.fixed import per_task
 from mtlweight.strategy import Weighed
@@ -88,7 +88,7 @@ class GradientNoise(GradientStrategy):
         if self.counts is not None:
             samples = self.counts.double()
         if self.on_features:
-            square = sum_over_ranks(row_products(gradients, gradients)).cpu() / world_size() ** 2
+            square = products_over_ranks(gram_of(gradients).diagonal(), gradients.device)
             self._note(here, square, samples * square, torch.ones_like(square))
             return samples
         if gradients.shape[1] != self.averages.shape[1]:

@@ -122,7 +122,8 @@ class GradDrop(GradientStrategy):
             ],
             dim=1,
         )
-        before, after = sum_over_ranks(torch.stack([sizes_of(gradients), sizes_of(kept)]))
+        sizes = torch.stack([sizes_of(sample_of(rows)) for rows in (gradients, kept)])
+        before, after = sum_over_ranks(sizes)
         weights = torch.where(before > 0, after / before, 1.0).to(losses)
         return weights, Parts(torch.ones_like(weights), kept)
 

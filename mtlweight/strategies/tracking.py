@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.distributed import products_over_ranks
 from mtlweight.gradient_strategy import GradientStrategy
 from mtlweight.inputs import Step
 from mtlweight.loss_strategy import among
@@ -248,9 +248,7 @@ def _gram(rows: Tensor, over_ranks: bool = False) -> Tensor:
     Rows shorter than the longest by a factor of 1e30 count as none, as no weight makes up for it.
     """
     gram = gram_of(rows)
-    if over_ranks and world_size() > 1:
-        gram = sum_over_ranks(gram.to(rows.device)).cpu() / world_size() ** 2
-    return without_rounding(gram)
+    return without_rounding(products_over_ranks(gram, rows.device) if over_ranks else gram)
 
 
 def _config(gram: Tensor, dtype: torch.dtype) -> Tensor:

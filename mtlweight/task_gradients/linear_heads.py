@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.distributed import products_over_ranks
 from mtlweight.products import widest, without_rounding
 from mtlweight.task_gradients.base import Taken
 from mtlweight.task_gradients.branches import Branch
@@ -95,9 +95,7 @@ class HeadProducts(Taken):
         squares = gram.diagonal()
         if not ((squares > 1e-25) & (squares < 1e30) & (bounds < _CANCELS * squares)).all():
             gram, _ = self._products(*(x.to(widest(x)) for x in (self._outputs, self._weights)))
-        total = torch.from_numpy(gram)
-        if world_size() > 1:
-            total = sum_over_ranks(total.to(self._outputs.device)).cpu() / world_size() ** 2
+        total = products_over_ranks(torch.from_numpy(gram), self._outputs.device)
         return without_rounding(total)
 
     def _products(self, d: Tensor, w: Tensor) -> tuple[Array, Array]:

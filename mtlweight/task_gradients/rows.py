@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.distributed import products_over_ranks, sum_over_ranks, world_size
 from mtlweight.products import gram_of, without_rounding
 from mtlweight.task_gradients.base import Taken
 from mtlweight.task_gradients.layers import Layer, Linear
@@ -117,7 +117,7 @@ class Rows(Taken):
         for layer in self.layers:
             gram += layer.gram().cpu().double()
         if self.sought.of_features:
-            gram = sum_over_ranks(gram.to(self.rows.device)).cpu() / world_size() ** 2
+            gram = products_over_ranks(gram, self.rows.device)
         return without_rounding(gram)
 
     def spend(self, value: Tensor, weights: Tensor, head_weights: Tensor) -> Tensor:
