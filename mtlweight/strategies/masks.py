@@ -140,12 +140,13 @@ class GradDrop(GradientStrategy):
 
 
 def _lots(count: int, generator: torch.Generator) -> Tensor:
-    """Returns random numbers between -1 and 1, `[count]`: two from 64 bits, in half the time."""
-    bits = torch.empty((count + 1) // 2, dtype=torch.int64)
+    """Returns random numbers between -1 and 1, `[count]`, never these themselves.
+
+    Four of 16 bits from each draw, in a third of the time: a share is met within 2^-17.
+    """
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64)
     bits.random_(-(2**63), None, generator=generator)
-    # A little short of one, so that the side on which all agree is never dropped by rounding.
-    lots = bits.view(torch.float32).copy_(bits.view(torch.int32))
-    return lots[:count].mul_((1 - 2**-23) * 2.0**-31)
+    return bits.view(torch.int16)[:count].to(torch.float32).add_(0.5).mul_(2.0**-15)
 
 
 def _masked(gradients: Tensor, signs: Tensor, leaks: Tensor) -> Tensor:
