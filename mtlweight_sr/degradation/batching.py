@@ -13,7 +13,10 @@ from torch import Tensor
 from mtlweight_sr.degradation.precision import sent
 from mtlweight_sr.degradation.resize import Size
 
-__all__ = ["Canvas", "buckets_of", "gathered", "merged"]
+__all__ = ["Canvas", "buckets_of", "gathered", "merged", "portions"]
+
+# Pixels of the images that a CPU works on together: their planes stay in its cache.
+_TOGETHER = 2**16
 
 
 @dataclass(frozen=True)
@@ -117,12 +120,19 @@ def buckets_of(costs: Sequence[float], limit: float, count: int | None = None) -
     return _filled(rows, costs, high)
 
 
+def portions(sizes: Sequence[Size]) -> list[list[int]]:
+    """Rows next to each other that a CPU works on together, large ones alone."""
+    return _filled(range(len(sizes)), [height * width for height, width in sizes], _TOGETHER)
+
+
 def _filled(rows: Sequence[int], costs: Sequence[float], limit: float) -> list[list[int]]:
     buckets: list[list[int]] = []
+    largest = 0.0
     for row in rows:
-        # The first row of a bucket is its largest.
-        if buckets and (len(buckets[-1]) + 1) * costs[buckets[-1][0]] <= limit:
+        largest = max(largest, costs[row])
+        if buckets and (len(buckets[-1]) + 1) * largest <= limit:
             buckets[-1].append(row)
         else:
             buckets.append([row])
+            largest = costs[row]
     return buckets

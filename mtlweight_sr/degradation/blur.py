@@ -9,7 +9,8 @@ On a CPU every row takes the cheapest of three ways, chosen from what the host k
   complex number per frequency and line of the kernel, and the vertical part a 1-D filter per
   frequency. It is cheaper than a 2-D transform, since the filter's few taps cost less than a second
   transform there and back, and than the dense kernel. A kernel that is its own mirror image has
-  real numbers there and needs half of it.
+  real numbers there and needs half of it. Small images of one size with such kernels share their
+  transforms, whatever the sides of the kernels.
 
 Elsewhere all rows go through one 2-D Fourier transform, gathered by index tables from the host.
 """
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mtlweight_sr.degradation.batching import portions
 from mtlweight_sr.degradation.filtering import (
     by_rows,
     dense,
@@ -38,10 +40,22 @@ Sizes = Sequence[tuple[int, int]] | None
 
 # The largest sides at which the dense kernel beats the transform: for mirrored kernels, for others.
 _DENSE = {True: 9, False: 11}
+# The most pixels of an image that shares its transforms: alone, calls cost it more than work does.
+_SHARED = 2**14
 
 
 def _has_fast_convolutions() -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def _middle(kernels: Kernels, side: int) -> slice:
+    total = kernels.taps.shape[-1]
+    return slice((total - side) // 2, (total + side) // 2)
+
+
+def _shares(kernels: Kernels, i: int, height: int, width: int) -> bool:
+    """Whether a row's image, of this height and width, may share its transforms."""
+    return kernels.mirrored[i] and not kernels.separable[i] and height * width <= _SHARED
 
 
 def _row(image: Tensor, kernels: Kernels, i: int) -> Tensor:
@@ -49,15 +63,17 @@ def _row(image: Tensor, kernels: Kernels, i: int) -> Tensor:
     if side == 1:
         return image
     image = image.contiguous()
-    inside = slice((kernels.taps.shape[-1] - side) // 2, (kernels.taps.shape[-1] + side) // 2)
+    if _shares(kernels, i, *image.shape[-2:]):
+        # With all taps, as beside others: whoever they are, the bits are the same.
+        return by_rows(image, kernels.taps[i : i + 1], mirrored=True)
+    inside = _middle(kernels, side)
     if kernels.separable[i]:
         vertical, horizontal = kernels.lines[i, :, inside]
         return filter_lines(image, vertical, horizontal)
-    kernel = kernels.taps[i, inside, inside]
     mirrored = kernels.mirrored[i]
     if side <= _DENSE[mirrored]:
-        return dense(image, kernel)
-    return by_rows(image, kernel, mirrored=mirrored)
+        return dense(image, kernels.taps[i, inside, inside])
+    return by_rows(image, kernels.taps[i : i + 1, inside, inside], mirrored=mirrored)
 
 
 def _together(images: Tensor, kernels: Kernels, sizes: Sizes) -> Tensor:
@@ -65,7 +81,7 @@ def _together(images: Tensor, kernels: Kernels, sizes: Sizes) -> Tensor:
     device = images.device
     side = max(kernels.sizes)
     pad = side // 2
-    inside = slice((kernels.taps.shape[-1] - side) // 2, (kernels.taps.shape[-1] + side) // 2)
+    inside = _middle(kernels, side)
     shape = good_length(height + 2 * pad, 4), good_length(width + 2 * pad, 4)
     if sizes is None:
         sizes = [(height, width)] * batch
@@ -147,6 +163,12 @@ def blur(images: Tensor, kernels: Kernels | Tensor, sizes: Sizes = None) -> Tens
     if len(images) == 1 and (sizes is None or tuple(sizes[0]) == tuple(images.shape[-2:])):
         return _row(images, kernels, 0)
     out = images.clone()
+    if sizes is None:
+        shared = [i for i in moved if _shares(kernels, i, *images.shape[-2:])]
+        for part in portions([(images.shape[-2], images.shape[-1])] * len(shared)):
+            rows = [shared[place] for place in part]
+            out[rows] = by_rows(images[rows], kernels.taps[rows], mirrored=True)
+        moved = [i for i in moved if i not in shared]
     for i in moved:
         height, width = images.shape[-2:] if sizes is None else sizes[i]
         out[i : i + 1, :, :height, :width] = _row(images[i : i + 1, :, :height, :width], kernels, i)

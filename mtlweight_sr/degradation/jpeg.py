@@ -23,6 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mtlweight_sr.degradation.batching import Canvas, portions
 from mtlweight_sr.degradation.jpeg_basicsr import basicsr_codec
 from mtlweight_sr.degradation.jpeg_blocks import Content
 from mtlweight_sr.degradation.jpeg_libjpeg import libjpeg_codec
@@ -79,8 +80,8 @@ def jpeg(
 ) -> Tensor:
     """Compress and decompress every image with its own quality.
 
-    On the CPU rows are coded one by one, with the same bits alone and in any batch or canvas; on an
-    accelerator all at once, without waiting for it. No gradients.
+    On the CPU rows are coded in small portions, with the same bits alone and in any batch or
+    canvas; on an accelerator all at once, without waiting for it. No gradients.
 
     Args:
         images: `[B, 3, H, W]` in [0, 1], float32, any size.
@@ -102,12 +103,16 @@ def jpeg(
     shape = images.shape[-2], images.shape[-1]
     if sizes is not None and all(tuple(size) == shape for size in sizes):
         sizes = None
-    if images.device.type != "cpu" or (len(images) == 1 and sizes is None):
+    if not images.is_cpu:
+        return _together(images, quality, mode, sizes)
+    x = Canvas(images, list(sizes or [shape] * len(images)))
+    together = portions(x.sizes)
+    if len(together) == 1:
         return _together(images, quality, mode, sizes)
     result = torch.zeros_like(images)
-    for i, (height, width) in enumerate(sizes or [shape] * len(images)):
-        row = slice(i, i + 1)
-        result[row, :, :height, :width] = _together(
-            images[row, :, :height, :width], quality[row], mode, None
-        )
+    for rows in together:
+        part = slice(rows[0], rows[-1] + 1)
+        own = x[part]
+        height, width = own.images.shape[-2:]
+        result[part, :, :height, :width] = _together(own.images, quality[part], mode, own.ragged)
     return result

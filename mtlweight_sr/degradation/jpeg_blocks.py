@@ -95,6 +95,10 @@ def bordered(x: Tensor, canvas: Size, content: Content, margin: int = 0) -> Tens
             return x
         ends = margin, margin + canvas[1] - width, margin, margin + canvas[0] - height
         return F.pad(x[..., :height, :width], ends, mode="replicate")
+    if x.is_cpu:
+        own = zip(torch.as_tensor(height).tolist(), torch.as_tensor(width).tolist(), strict=True)
+        parts = zip(x, map(Content._make, own), strict=True)
+        return torch.stack([bordered(image, canvas, one, margin) for image, one in parts])
     rows, columns, image, channel = sent_together(
         [
             _nearest(canvas[0], torch.as_tensor(height), margin)[:, None, :, None],

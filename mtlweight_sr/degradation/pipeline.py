@@ -8,7 +8,7 @@ from typing import Literal, TypeGuard, overload
 import torch
 from torch import Tensor
 
-from mtlweight_sr.degradation.batching import Canvas, buckets_of, gathered, merged
+from mtlweight_sr.degradation.batching import Canvas, buckets_of, gathered, merged, portions
 from mtlweight_sr.degradation.checks import check_images, check_options
 from mtlweight_sr.degradation.memory import keep_freed_memory
 from mtlweight_sr.degradation.parameters import DegradationParameters
@@ -88,8 +88,8 @@ def degrade(
             stay each sample's own.
         poisson_levels: As `levels` in `add_noise`; "auto" counts them, as Real-ESRGAN does.
         buckets: In how many groups of similar size rows are worked on. None: on a CPU one for each
-            row; on an accelerator as few as hold no more than three times the memory of `hr` (a
-            batch of few images may need more).
+            row up to the second noise, since what follows is small; on an accelerator as few as
+            hold no more than three times the memory of `hr` (a batch of few images may need more).
 
     Returns:
         `[B, 3, H / scale, W / scale]` float32 in [0, 1], multiples of 1/255, on hr's device; for a
@@ -117,7 +117,8 @@ def degrade(
     with torch.autocast(device.type, enabled=False), full_precision(device):
         if buckets is None and hr[0].is_cpu:
             keep_freed_memory()
-            done = [_degraded(hr, [[i]], stages) for i in range(len(sizes))]
+            late = [max(pair) for pair in zip(stages.lr_sizes, stages.late_sizes, strict=True)]
+            done = [_degraded(hr, [[i] for i in rows], stages) for rows in portions(late)]
         else:
             done = [_degraded(hr, _buckets(sizes, stages, buckets), stages)]
     if _batched(hr):
@@ -139,14 +140,17 @@ def _buckets(sizes: list[Size], stages: Stages, count: int | None) -> list[list[
 
 def _degraded(hr: Tensor | Sequence[Tensor], buckets: list[list[int]], stages: Stages) -> Canvas:
     """The LR images of the buckets' rows, in increasing order."""
-    early, late = [], []  # rows that end with JPEG, and the others
+    parts = []
     for bucket in buckets:
         rows = sorted(bucket, key=lambda i: not stages.before_jpeg[i])
         x = stages.first(gathered(hr, rows), rows)
         count = sum(stages.before_jpeg[i] for i in rows)
-        early.append((x[:count], rows[:count]))
-        late.append((x[count:], rows[count:]))
-    parts = [(x, rows) for x, rows in early + late if rows]
+        if 0 < count < len(rows):
+            parts += [(x[:count], rows[:count]), (x[count:], rows[count:])]
+        else:
+            parts.append((x, rows))
+    # Rows that end with JPEG come first.
+    parts.sort(key=lambda part: not stages.before_jpeg[part[1][0]])
     order = [i for _, rows in parts for i in rows]
     x = stages.second(merged([x for x, _ in parts]), order)
     return x.rows(sorted(range(len(order)), key=order.__getitem__))

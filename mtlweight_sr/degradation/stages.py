@@ -52,6 +52,7 @@ class Stages:
         final_mode: Interpolation of each row's last resize.
         keys: The key of each row's noise.
         lr_sizes: Height and width of each row's LR image.
+        late_sizes: Those after the second resize.
         generator: Draws all noise instead, if given.
         codec: Which JPEG.
         levels: As in `add_noise`.
@@ -63,6 +64,7 @@ class Stages:
     final_mode: list[str]
     keys: list[int]
     lr_sizes: list[Size]
+    late_sizes: list[Size]
     generator: torch.Generator | None
     codec: JpegMode
     levels: Levels
@@ -78,20 +80,27 @@ class Stages:
     ) -> Stages:
         """Everything of a batch of parameters that the operators need."""
         final = parameters.final
+        columns = _Columns(parameters.first), _Columns(parameters.second)
+        pairs = zip(lr_sizes, columns[1].factor, strict=True)
         return cls(
             kernels=degradation_kernels(parameters),
-            columns=(_Columns(parameters.first), _Columns(parameters.second)),
+            columns=columns,
             before_jpeg=final.before_jpeg.tolist(),
             final_mode=[MODES[number] for number in final.resize_mode.tolist()],
             keys=parameters.seed.tolist(),
             lr_sizes=lr_sizes,
+            late_sizes=[scaled_size(size, factor) for size, factor in pairs],
             generator=generator,
             codec=codec,
             levels=levels,
         )
 
     def first(self, x: Canvas, rows: list[int]) -> Canvas:
-        """From HR images to the second resize."""
+        """From HR images to the second resize; on a CPU to the second noise.
+
+        There noise comes while images are still apart, each of its own size; elsewhere all rows of
+        a batch take it together.
+        """
         one, two = self.columns
         factors = [one.factor[i] for i in rows]
         x = self._blurred(x, rows, 0)
@@ -101,14 +110,16 @@ class Stages:
         x = self._noisy(x, rows, 0)
         x = self._compressed(x, rows, 0)
         x = self._blurred(x, rows, 1)
-        sizes = [scaled_size(self.lr_sizes[i], two.factor[i]) for i in rows]
-        return Canvas(resize_to(x.images, sizes, [two.mode[i] for i in rows], x.ragged), sizes)
+        sizes = [self.late_sizes[i] for i in rows]
+        x = Canvas(resize_to(x.images, sizes, [two.mode[i] for i in rows], x.ragged), sizes)
+        return self._noisy(x, rows, 1) if x.images.is_cpu else x
 
     def second(self, x: Canvas, rows: list[int]) -> Canvas:
-        """From the second noise to LR images; rows with `before_jpeg` must come first."""
+        """From what `first` leaves to LR images; rows with `before_jpeg` must come first."""
         count = sum(self.before_jpeg[i] for i in rows)
         early, late = rows[:count], rows[count:]
-        x = self._noisy(x, rows, 1)
+        if not x.images.is_cpu:
+            x = self._noisy(x, rows, 1)
         if not late:
             x = self._compressed(self._finished(x, early).clamped(), early, 1)
         elif not early:

@@ -143,6 +143,19 @@ def test_a_row_has_the_same_bits_in_a_batch_of_many_sizes(photographs: Tensor) -
         assert torch.equal(alone, together[i : i + 1, :, :height, :width])
 
 
+@pytest.mark.parametrize("size", [(64, 64), (100, 36), (128, 128), (144, 144)])
+def test_rows_have_the_same_bits_where_they_share_transforms(
+    photographs: Tensor, size: tuple[int, int]
+) -> None:
+    kernels = degradation_kernels(drawn(12))[2]
+    images = photographs[..., : size[0], : size[1]].repeat(3, 1, 1, 1)
+    together = blur(images, kernels)
+    for i in range(12):
+        assert torch.equal(blur(images[i : i + 1], kernels[i])[0], together[i])
+        expected = precisely(images[i], kernels.taps[i])
+        assert (together[i] - expected).abs().max() < 2e-6
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_batch_on_an_accelerator_equals_its_rows(photographs: Tensor, stage: int) -> None:
     images, kernels = ragged(photographs, float("nan")), degradation_kernels(drawn(6, 5))[stage]
