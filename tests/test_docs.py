@@ -101,7 +101,7 @@ def test_which_strategy(scope: dict[str, Any], number: int) -> None:
     ("containing", "name"),
     [
         ("shared=model.encoder.parameters()", "PCGrad"),
-        ("T short passes", "MGDA"),
+        ("one pass through all heads", "MGDA"),
         ("rows_by_task", "UPGrad"),
         ("independent=", "MoDo"),
         ("after_step", "FAMO"),
