@@ -100,9 +100,9 @@ _STAGE: Callable[[StageParameters], tuple[Tensor, ...]] = attrgetter(
 )
 
 
-def _sinc_columns(size: Tensor, omega: Tensor) -> tuple[Tensor, ...]:
+def _sinc_columns(size: Tensor, omega: Tensor, on: Tensor | None = None) -> tuple[Tensor, ...]:
     # A sinc reads its size and cutoff alone.
-    on = torch.ones_like(size, dtype=torch.bool)
+    on = torch.ones_like(size, dtype=torch.bool) if on is None else on
     return on, on, size, size, omega, omega, omega, omega, omega
 
 
@@ -179,9 +179,7 @@ def degradation_kernels(parameters: DegradationParameters) -> tuple[Kernels, Ker
         parameters: The rows, on the CPU.
     """
     final = parameters.final
-    size, omega, on = final.kernel_size, final.omega, final.sinc
-    # A sinc reads its size and cutoff alone.
-    last = (on, on, size, size, omega, omega, omega, omega, omega)
+    last = _sinc_columns(final.kernel_size, final.omega, final.sinc)
     rows = KernelRows.of([_STAGE(parameters.first), _STAGE(parameters.second), last])
     shapes, upright = rows.shapes(), rows.upright()
     separable = rows.plain() & upright
