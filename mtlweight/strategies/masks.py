@@ -108,8 +108,7 @@ class GradDrop(GradientStrategy):
             torch.addcmul(x, sign, absolute, out=d).mul_(0.5)
         leaks = self.leaks[self.present].to(gradients)
         seen = sample_of(gradients)
-        before, after = sizes_of(seen), sizes_of(_masked(seen, sample_of(signs), leaks))
-        weights = torch.where(before > 0, after / before, 1.0).to(losses)
+        weights = _shares(seen, _masked(seen, sample_of(signs), leaks), 1.0).to(losses)
         masked = partial(_masked, gradients, signs, leaks)
         return weights, Parts(torch.ones_like(weights), masked, None if self.leaky else total)
 
@@ -122,9 +121,8 @@ class GradDrop(GradientStrategy):
             ],
             dim=1,
         )
-        sizes = torch.stack([sizes_of(sample_of(rows)) for rows in (gradients, kept)])
-        before, after = sum_over_ranks(sizes)
-        weights = torch.where(before > 0, after / before, 1.0).to(losses)
+        seen = sample_of(gradients)
+        weights = _shares(seen, sample_of(kept), 1.0, over_ranks=True).to(losses)
         return weights, Parts(torch.ones_like(weights), kept)
 
     def _drop_by_item(self, z: Tensor, gradients: Tensor, generator: torch.Generator) -> Tensor:
@@ -137,6 +135,16 @@ class GradDrop(GradientStrategy):
         mask = (x * kept > 0)[:, None]
         leaks = self.leaks[self.present].to(gradients)
         return (g * mask).view_as(gradients).lerp_(gradients, leaks[:, None])
+
+
+def _shares(rows: Tensor, kept: Tensor, otherwise: float, *, over_ranks: bool = False) -> Tensor:
+    """Returns the share of the size of each row `[n, P]` that was kept, `[n]`.
+
+    A row of zeros has the share that is given.
+    """
+    sizes = torch.stack([sizes_of(rows), sizes_of(kept)])
+    before, after = sum_over_ranks(sizes) if over_ranks else sizes
+    return torch.where(before > 0, after / before, otherwise)
 
 
 def _lots(count: int, generator: torch.Generator) -> Tensor:
@@ -193,9 +201,7 @@ class TrimmedMean(GradientStrategy):
         for g, d in in_pieces(gradients, total):
             torch.div(_apart(g, b)[1], n - 2 * b, out=d)
         seen = sample_of(gradients)
-        sizes = torch.stack([sizes_of(seen), sizes_of(_trimmed(seen, b))])
-        before, after = sum_over_ranks(sizes) if self.on_features else sizes
-        share = torch.where(before > 0, after / before, 1 - 2 * b / n)
+        share = _shares(seen, _trimmed(seen, b), 1 - 2 * b / n, over_ranks=self.on_features)
         return mean * share.to(mean), Parts(mean, partial(_trimmed, gradients, b), total)
 
 

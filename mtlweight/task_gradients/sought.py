@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,14 +63,7 @@ class Sought:
         """Returns the gradient of a task by identity of the leaf, and those at the edges."""
         if self.taken:
             return self.taken[task], [None] * len(edges)
-        inputs: list[Any] = [*edges, *(leaf for leaf in leaves if leaf.requires_grad)]
-        found = self._gradients([task], inputs)
-        by_leaf = {
-            id(leaf): gradient
-            for leaf, gradient in zip(inputs[len(edges) :], found[len(edges) :], strict=True)
-            if gradient is not None
-        }
-        return by_leaf, found[: len(edges)]
+        return self._taken([task], leaves, edges)
 
     def of_branches(self, receive: Callable[[int, int, Tensor], None]) -> dict[int, Tensor]:
         """Takes the gradients of all tasks at once; returns those outside of what is shared.
@@ -99,11 +91,16 @@ class Sought:
 
         The former by identity of the leaf.
         """
-        leaves = [leaf for leaf, _ in self.own if leaf.requires_grad]
-        found = self._gradients(range(len(self.names)), [*at, *leaves])
-        own = zip(leaves, found[len(at) :], strict=True)
-        by_leaf = {id(leaf): gradient for leaf, gradient in own if gradient is not None}
-        return by_leaf, found[: len(at)]
+        return self._taken(range(len(self.names)), [leaf for leaf, _ in self.own], at)
+
+    def _taken(
+        self, tasks: Sequence[int], leaves: Sequence[Tensor], at: Sequence[Tensor | GradientEdge]
+    ) -> tuple[dict[int, Tensor], list[Tensor | None]]:
+        """Returns the gradients of summed losses by identity of the leaf, and those at places."""
+        trained = [leaf for leaf in leaves if leaf.requires_grad]
+        found = self._gradients(tasks, [*at, *trained])
+        by_leaf = zip(trained, found[len(at) :], strict=True)
+        return {id(leaf): g for leaf, g in by_leaf if g is not None}, found[: len(at)]
 
     def _gradients(
         self, tasks: Sequence[int], inputs: Sequence[Tensor | GradientEdge]
