@@ -26,7 +26,7 @@ from mtlweight.late_errors import LateErrors
 from mtlweight.options import Check, Rescale, Tasks, checked, task_names
 from mtlweight.running import Index, RunningMean, filled
 from mtlweight.state import Stateful
-from mtlweight.task_gradients import Shared, TaskGradients, task_gradients
+from mtlweight.task_gradients import Shared, TaskGradients, seek, task_gradients
 from mtlweight.task_gradients.shared_leaves import SharedLeaves
 from mtlweight.task_gradients.workspace import Workspace
 
@@ -348,15 +348,31 @@ class Strategy(Stateful, ABC):
             goal = torch.full_like(length, 1 if self.rescale == "one" else self.num_tasks)
         return torch.where(length > 0, goal / length, 1.0)
 
-    def _gradients(self, step: Step, shared: Shared | None, **how: Any) -> TaskGradients:
-        """Returns the task gradients; for the options see `task_gradients`."""
+    def _gradients(
+        self,
+        step: Step,
+        shared: Shared | None,
+        *,
+        weighted_heads: bool,
+        remembered: bool,
+        **how: Any,
+    ) -> TaskGradients:
+        """Returns the task gradients; for the options see `seek` and `task_gradients`."""
         names = [self.tasks[i] for i in step.index]
         if len(step.roots) < len(names):
             raise ValueError(
                 f"{type(self).__name__} reads gradients, and one of the tasks {', '.join(names)} "
                 "is absent from this rank but present on another: give every rank each of them."
             )
-        return task_gradients(step, names, shared, self.shared_leaves, self.workspace, **how)
+        sought = seek(
+            step,
+            names,
+            shared,
+            self.shared_leaves,
+            weighted_heads=weighted_heads,
+            remembered=remembered,
+        )
+        return task_gradients(sought, self.workspace, **how)
 
     def _refuse_infinite(self, step: Step, squares: Tensor) -> None:
         """Refuses gradients whose squared lengths `[n]`, on the host, are not finite."""

@@ -4,7 +4,7 @@ from mtlweight.task_gradients.base import TaskGradients
 from mtlweight.task_gradients.parts import Parts
 from mtlweight.task_gradients.rows import Rows
 from mtlweight.task_gradients.shared_leaves import SharedLeaves
-from mtlweight.task_gradients.sought import Shared
+from mtlweight.task_gradients.sought import Shared, seek
 from mtlweight.task_gradients.take import task_gradients
 from mtlweight.task_gradients.workspace import Workspace
 
@@ -15,5 +15,6 @@ __all__ = [
     "SharedLeaves",
     "TaskGradients",
     "Workspace",
+    "seek",
     "task_gradients",
 ]

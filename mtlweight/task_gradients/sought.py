@@ -29,6 +29,7 @@ class Sought:
         complete: Whether `shared` and `own` are all that the losses depend on. If not, the leaves
             below `shared` still wait for a backward of the weighted losses.
         graph: The graph of the losses.
+        given: Whether `shared` was given, not found.
         taken: Gradients that had to be taken already, by task and identity of the leaf.
         branches: Where the tasks part, if what lies above is each one's own: then one pass through
             all of it tells their gradients apart.
@@ -40,6 +41,7 @@ class Sought:
     own: list[tuple[Tensor, int]]
     complete: bool
     graph: Graph
+    given: bool = False
     taken: list[dict[int, Tensor]] = field(default_factory=list)
     branches: list[Branch] | None = None
 
@@ -188,7 +190,8 @@ def seek(
     in_points = {id(tensor) for tensor in points}
     outside = [(leaf, mask) for leaf, mask in masks if id(leaf) not in in_points]
     complete = not (weighted_heads and any(mask.bit_count() > 1 for _, mask in outside))
-    sought = Sought(step, names, points, outside if complete else [], complete, graph, taken)
+    own = outside if complete else []
+    sought = Sought(step, names, points, own, complete, graph, given is not None, taken)
     if sought.of_features:
         sought.branches = find_branches(graph, points, sought.own)
     return sought
