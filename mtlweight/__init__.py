@@ -1,6 +1,6 @@
 """Task weighting for multi-task learning: on losses, on gradients, or on data."""
 
-from mtlweight.gradient_strategy import GradientStrategy, GramStrategy
+from mtlweight.gradient_strategy import GradientStrategy, GramStrategy, MemoryStrategy
 from mtlweight.loss_strategy import LossStrategy, LossWeighting, MetricStrategy
 from mtlweight.metrics import delta_m, delta_p
 from mtlweight.options import OptionError
@@ -146,6 +146,7 @@ __all__ = [
     "LossStrategy",
     "LossWeighting",
     "MConFIG",
+    "MemoryStrategy",
     "MetricStrategy",
     "MoCo",
     "MoDo",

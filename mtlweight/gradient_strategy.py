@@ -9,12 +9,11 @@ from typing import ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.inputs import Step
 from mtlweight.options import Chunk, GradientOptions, Heads, Options, Tasks
 from mtlweight.products import rounding_of
 from mtlweight.strategy import Strategy, Weighed
-from mtlweight.task_gradients import Parts, Rows, Shared, TaskGradients
+from mtlweight.task_gradients import Parts, Rows, Shared, TaskGradients, listed
 
 
 class _ReadsGradients(Strategy):
@@ -65,14 +64,11 @@ class _ReadsGradients(Strategy):
         return weights if self.weights_heads else self.paper_heads(weights, losses)
 
 
-class GramStrategy(_ReadsGradients):
-    """A strategy that reads the lengths and angles of the task gradients: their Gram matrix."""
+class _ReadsProducts(_ReadsGradients):
+    """What reads the lengths and angles of the task gradients: their Gram matrix."""
 
-    def __init__(
-        self, tasks: Tasks, *, chunk: Chunk | None = None, **options: Unpack[GradientOptions]
-    ) -> None:
+    def __init__(self, tasks: Tasks, **options: Unpack[GradientOptions]) -> None:
         super().__init__(tasks, **options)
-        self.chunk = chunk
         self.rounding = rounding_of(torch.float32)
 
     @abstractmethod
@@ -86,7 +82,7 @@ class GramStrategy(_ReadsGradients):
             losses: Their losses, `[n]`, float64, on the host.
         """
 
-    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
+    def _weigh_products(self, step: Step, shared: Shared | None, chunk: int | None) -> Weighed:
         """Returns what the Gram matrix asks for."""
         gradients = self._gradients(
             step,
@@ -94,9 +90,9 @@ class GramStrategy(_ReadsGradients):
             weighted_heads=self.weights_heads,
             remembered=False,
             layers=True,
-            chunk=self.chunk,
+            chunk=chunk,
         )
-        gram = self._gram(step, gradients)
+        gram = self._gram(gradients)
         self.rounding = rounding_of(gradients.sought.like.dtype)
         losses = step.seen.cpu().double()
         weights = self._rescaled(self.weigh(gram, losses), gram).to(step.seen)
@@ -104,15 +100,31 @@ class GramStrategy(_ReadsGradients):
         return Weighed(weights, (weights * step.seen).sum(), spend)
 
 
+class GramStrategy(_ReadsProducts):
+    """A strategy that reads the lengths and angles of the task gradients: their Gram matrix."""
+
+    def __init__(
+        self, tasks: Tasks, *, chunk: Chunk | None = None, **options: Unpack[GradientOptions]
+    ) -> None:
+        super().__init__(tasks, **options)
+        self.chunk = chunk
+
+    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
+        """Returns what the Gram matrix asks for."""
+        return self._weigh_products(step, shared, self.chunk)
+
+
 class GradientStrategy(_ReadsGradients):
     """A strategy that reads the task gradients and builds the shared gradient itself.
 
     Attributes:
-        on_features: During a call, whether the gradients are those of features, which are of other
-            samples in each step, so that they can't be remembered.
+        on_features: During a call, whether the gradients are those of features, of which each rank
+            has its own samples'.
         shapes: During a call, the shapes of what is shared; flattened one after the other they are
             the P numbers of a gradient.
     """
+
+    refuses_infinite: ClassVar[bool] = False  # whether `combine` does, told by what it measures
 
     def __init__(self, tasks: Tasks, **options: Unpack[GradientOptions]) -> None:
         super().__init__(tasks, **options)
@@ -127,13 +139,6 @@ class GradientStrategy(_ReadsGradients):
     def tasks_read(self, count: int) -> Sequence[int]:
         """Returns which of the tasks present have their gradient read; the others' are zeros."""
         return range(count)
-
-    def norms(self, rows: Tensor) -> Tensor:
-        """Returns the lengths of gradients `[n, P]`, over all ranks if each has a part, `[n]`."""
-        if self.on_features and world_size() > 1:
-            return sum_over_ranks(rows.square().sum(1)).sqrt() / world_size()
-        lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
-        return lengths
 
     @abstractmethod
     def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
@@ -161,8 +166,10 @@ class GradientStrategy(_ReadsGradients):
         assert isinstance(gradients, Rows)
         gram = None
         # A sum is one quick look at all numbers; where it is not finite, the products tell why.
-        if self.rescale == "equal-norm" or not gradients.rows.sum(1).isfinite().all():
-            gram = self._gram(step, gradients)
+        if self.rescale == "equal-norm" or not (
+            self.refuses_infinite or gradients.rows.sum(1).isfinite().all()
+        ):
+            gram = self._gram(gradients)
         self.on_features = gradients.of_features
         self.shapes = [tensor.shape for tensor in gradients.sought.shared]
         weights, combined = self.combine(gradients.rows, step.seen)
@@ -177,3 +184,18 @@ class GradientStrategy(_ReadsGradients):
             return gradients.carry(value, parts, self._head_weights(changed, step.seen))
 
         return Weighed(weights, (weights * step.seen).sum(), spend)
+
+
+class MemoryStrategy(GradientStrategy, _ReadsProducts):
+    """A strategy that remembers the gradients of parameters from step to step.
+
+    Given features, which are of other samples in each step, nothing can be remembered: it goes by
+    the gradients of the step alone, by their inner products.
+    """
+
+    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
+        """Returns the weights of the losses, to be spent with the gradient that goes with them."""
+        given = listed(shared)
+        if given is None or given[0].is_leaf:
+            return super().weigh_step(step, given)
+        return self._weigh_products(step, given, chunk=None)

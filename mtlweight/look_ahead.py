@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.task_gradients.passes import backward_pass
 
 
 class Surroundings:
@@ -73,7 +74,7 @@ class Surroundings:
         trainable = [leaf for leaf in self.leaves if leaf.requires_grad]
         rows, unused = [], True
         for value in values:
-            found = torch.autograd.grad(value, trainable, retain_graph=True, allow_unused=True)
+            found = backward_pass([value], [torch.ones_like(value)], trainable)
             unused &= all(gradient is None for gradient in found)
             by_leaf = dict(zip(map(id, trainable), found, strict=True))
             rows.append(self.joined([by_leaf.get(id(leaf)) for leaf in self.leaves]))

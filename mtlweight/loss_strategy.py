@@ -42,7 +42,7 @@ class LossStrategy(Strategy):
             gram = None
             if self.rescale == "equal-norm":
                 how = {"weighted_heads": True, "remembered": False, "layers": True}
-                gram = self._gram(step, self._gradients(step, shared, **how))
+                gram = self._gram(self._gradients(step, shared, **how))
             weights, value = self._rescaled(weights, gram), None
         scalar = step.attach(value, weights)
         return Weighed(weights, scalar.detach() if value is None else value, step.attach, scalar)

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mtlweight.distributed import sum_over_ranks
 from mtlweight.look_ahead import Surroundings
+from mtlweight.task_gradients.passes import backward_pass, hooks_at_rest
 
 
 class BackwardSlopes:
@@ -37,9 +38,10 @@ class BackwardSlopes:
         self.around = around
         self.start = start.detach().clone().requires_grad_()
         try:
-            self._rates = torch.autograd.grad(
-                losses, around.leaves, self.start, create_graph=True, allow_unused=True
-            )
+            with hooks_at_rest(around.leaves):
+                self._rates = torch.autograd.grad(
+                    losses, around.leaves, self.start, create_graph=True, allow_unused=True
+                )
         except RuntimeError as error:
             raise _once_only(error) from error
         self.rate = around.joined([x if x is None else x.detach() for x in self._rates])
@@ -158,9 +160,7 @@ class ForwardSlopes:
         """
         for losses, start, slopes in self._read:
             try:
-                found = torch.autograd.grad(
-                    losses, self.around.leaves, start, retain_graph=True, allow_unused=True
-                )
+                found = backward_pass([losses], [start], self.around.leaves)
             except RuntimeError as error:
                 raise _no_forward_mode(error) from error
             if _disagree(self.around.joined(found), self.v, start, slopes):

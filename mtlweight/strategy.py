@@ -374,20 +374,29 @@ class Strategy(Stateful, ABC):
         )
         return task_gradients(sought, self.workspace, **how)
 
-    def _refuse_infinite(self, step: Step, squares: Tensor) -> None:
-        """Refuses gradients whose squared lengths `[n]`, on the host, are not finite."""
-        for i, square in zip(step.index, squares.tolist(), strict=True):
-            if not square < float("inf"):
+    def refuse_infinite(self, sizes: Tensor) -> None:
+        """Refuses gradients of the tasks present whose sizes `[n]`, of any norm, are not finite.
+
+        Raises:
+            ValueError: Names the first task.
+        """
+        numbers = sizes.tolist()
+        if all(abs(number) < float("inf") for number in numbers):
+            return
+        every, present = range(self.num_tasks), self.present
+        index = every if isinstance(present, slice) else present.tolist()
+        for i, number in zip(index, numbers, strict=True):
+            if not abs(number) < float("inf"):
                 raise ValueError(
-                    f"The gradient of task {self.tasks[i]!r} is not finite (its squared length is "
-                    f"{square!r}): skip this batch; torch.autograd.set_detect_anomaly(True) shows "
+                    f"The gradient of task {self.tasks[i]!r} is not finite (its size is "
+                    f"{number!r}): skip this batch; torch.autograd.set_detect_anomaly(True) shows "
                     "where it comes from."
                 )
 
-    def _gram(self, step: Step, gradients: TaskGradients) -> Tensor:
+    def _gram(self, gradients: TaskGradients) -> Tensor:
         """Returns the inner products of the task gradients, `[n, n]`, which are finite."""
         gram = gradients.gram()
-        self._refuse_infinite(step, gram.diagonal())
+        self.refuse_infinite(gram.diagonal())
         return gram
 
 

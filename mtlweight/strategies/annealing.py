@@ -12,6 +12,7 @@ from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.gradient_strategy import GradientStrategy
 from mtlweight.options import GradientOptions, OptionError, Past, Tasks
 from mtlweight.pieces import in_pieces
+from mtlweight.products import widest
 from mtlweight.running import updated
 from mtlweight.task_gradients import Parts
 
@@ -55,6 +56,7 @@ class LRA(GradientStrategy):
     """
 
     paper_weights_heads: ClassVar[bool] = True
+    refuses_infinite: ClassVar[bool] = True
     ratios: Tensor
 
     def __init__(
@@ -78,25 +80,31 @@ class LRA(GradientStrategy):
         ratios = self.ratios[self.present]
         every = list(range(self.num_tasks))
         tasks = every if isinstance(self.present, slice) else self.present.tolist()
-        if gradients.shape[1] and self.main in tasks:
-            main = tasks.index(self.main)
+        if gradients.shape[1]:
+            main = tasks.index(self.main) if self.main in tasks else None
             peak, means = self._peak_and_means(gradients, main)
+            self.refuse_infinite(means)
             known = (peak > 0) & (means > 1e-30 * peak)
-            known[main] = False
+            if main is not None:
+                known[main] = False
             new = torch.where(known, peak / means, ratios.to(means)).clamp_max(1e30).to(ratios)
             ratios = torch.where(known, torch.lerp(new, ratios, self.beta), ratios)
             self.ratios = updated(self.ratios, self.present, ratios)
         weights = ratios.to(losses)
         return weights, Parts(weights, gradients)
 
-    def _peak_and_means(self, gradients: Tensor, main: int) -> tuple[Tensor, Tensor]:
-        """Returns the largest entry of the main one, and the mean of each, over all ranks."""
-        sums = gradients.new_zeros(len(gradients))
+    def _peak_and_means(self, gradients: Tensor, main: int | None) -> tuple[Tensor, Tensor]:
+        """Returns the largest entry of the main one, and the mean of each, over all ranks.
+
+        The former is zero if the main one is absent.
+        """
+        sums = gradients.new_zeros(len(gradients), dtype=widest(gradients))
         peak = gradients.new_zeros(())
         for (g,) in in_pieces(gradients):
             sizes = g.abs()
             sums += sizes.sum(1)
-            peak = torch.maximum(peak, sizes[main].max())
+            if main is not None:
+                peak = torch.maximum(peak, sizes[main].max())
         if not self.on_features or world_size() == 1:
             return peak, sums / gradients.shape[1]
         dist.all_reduce(peak, dist.ReduceOp.MAX)

@@ -15,7 +15,7 @@ from mtlweight.products import exact_products, row_products
 from mtlweight.running import updated
 from mtlweight.solvers import directed_min_norm_point, simplex_projection
 from mtlweight.strategy import Weighed
-from mtlweight.task_gradients import Rows, Shared
+from mtlweight.task_gradients import Rows, Shared, listed
 
 
 class _DoubleSampling(_ReadsGradients):
@@ -43,8 +43,7 @@ class _DoubleSampling(_ReadsGradients):
 
     def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
         """Returns what the products ask for."""
-        if shared is not None and not isinstance(shared, Tensor):
-            shared = list(shared)  # each batch goes through them
+        shared = listed(shared)  # each batch goes through them
         self._check_others(step, shared)
         gram = None
         if len(step.others) == 2 and self.rescale != "equal-norm":
@@ -57,7 +56,7 @@ class _DoubleSampling(_ReadsGradients):
                 remembered=False,
                 layers=len(step.others) != 1,
             )
-            gram = self._gram(step, gradients)
+            gram = self._gram(gradients)
             spend = self._spend_with(step, gradients)
 
         if step.others:
@@ -71,14 +70,13 @@ class _DoubleSampling(_ReadsGradients):
         weights = self._rescaled(self.weigh(products), gram).to(step.seen)
         return Weighed(weights, (weights * step.seen).sum(), spend)
 
-    def _check_others(self, step: Step, shared: Shared | None) -> None:
+    def _check_others(self, step: Step, shared: list[Tensor] | None) -> None:
         if len(step.others) > 2:
             raise ValueError(
                 f"{type(self).__name__} samples its gradients twice, and `independent` has "
                 f"{len(step.others)} further batches: give two, or one."
             )
-        given = [shared] if isinstance(shared, Tensor) else shared or []
-        if step.others and not all(tensor.is_leaf for tensor in given):
+        if step.others and shared is not None and not shared[0].is_leaf:
             raise ValueError(
                 f"{type(self).__name__} compares the gradients of different batches, which have no "
                 "features in common, and `shared` holds features: give "
@@ -90,7 +88,7 @@ class _DoubleSampling(_ReadsGradients):
         gradients = self._gradients(step, shared, weighted_heads=True, remembered=False)
         assert isinstance(gradients, Rows)
         if not gradients.rows.sum(1).isfinite().all():
-            self._refuse_infinite(step, row_products(gradients.rows, gradients.rows).cpu())
+            self.refuse_infinite(row_products(gradients.rows, gradients.rows).cpu())
         return gradients
 
 

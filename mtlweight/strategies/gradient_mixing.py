@@ -9,20 +9,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mtlweight.distributed import products_over_ranks, world_size
-from mtlweight.gradient_strategy import GradientStrategy
+from mtlweight.distributed import world_size
+from mtlweight.gradient_strategy import MemoryStrategy
 from mtlweight.inputs import Metrics, Step
 from mtlweight.loss_strategy import among
 from mtlweight.options import GradientOptions, NonNegative, OptionError, Past, Positive, Tasks
 from mtlweight.pieces import in_pieces
-from mtlweight.products import gram_of, squares_fit, widest
+from mtlweight.products import squares_fit, widest
 from mtlweight.running import Index, filled, updated
 from mtlweight.strategies.fixed import per_task
 from mtlweight.strategy import Weighed
 from mtlweight.task_gradients import Parts, Shared
 
 
-class GradientNoise(GradientStrategy):
+class GradientNoise(MemoryStrategy):
     r"""Tells the gradient of a task from the noise of its batches.
 
     A single step shows the sum of both, $E \lVert g \rVert^2 = \lVert \nabla L \rVert^2 + \sigma^2
@@ -54,8 +54,9 @@ class GradientNoise(GradientStrategy):
     """
 
     growing: ClassVar[tuple[str, ...]] = ("averages",)
-    carried: ClassVar[tuple[str, ...]] = (*GradientStrategy.carried, "record")
+    carried: ClassVar[tuple[str, ...]] = (*MemoryStrategy.carried, "record")
     paper_weights_heads: ClassVar[bool] = True
+    refuses_infinite: ClassVar[bool] = True
     averages: Tensor
 
     def __init__(
@@ -83,14 +84,7 @@ class GradientNoise(GradientStrategy):
         Returns:
             The number of samples behind each, over all ranks, `[n]`, float64, on the host.
         """
-        here = self.present if isinstance(self.present, slice) else self.present.cpu()
-        samples = torch.full((len(gradients),), float(world_size())).double()
-        if self.counts is not None:
-            samples = self.counts.double()
-        if self.on_features:
-            square = products_over_ranks(gram_of(gradients).diagonal(), gradients.device)
-            self._note(here, square, samples * square, torch.ones_like(square))
-            return samples
+        here, samples = self._here(), self._samples(len(gradients))
         if gradients.shape[1] != self.averages.shape[1]:
             self.averages = gradients.new_zeros(self.num_tasks, gradients.shape[1])
             self.forget("seen", "spread", "steps", "square", "noise")
@@ -101,6 +95,25 @@ class GradientNoise(GradientStrategy):
         spread = (1 - gain).square() * v + gain.square() / samples
         self._put(here, seen=seen + 1, spread=spread)
         return samples
+
+    def measure_features(self, gram: Tensor) -> Tensor:
+        """Records what the products `[n, n]` of the gradients of features tell.
+
+        Returns:
+            As `measure` does.
+        """
+        square, samples = gram.diagonal(), self._samples(len(gram))
+        self._note(self._here(), square, samples * square, torch.ones_like(square))
+        return samples
+
+    def _here(self) -> Index:
+        return self.present if isinstance(self.present, slice) else self.present.cpu()
+
+    def _samples(self, n: int) -> Tensor:
+        """Returns the number of samples behind each gradient, over all ranks, `[n]`."""
+        if self.counts is not None:
+            return self.counts.double()
+        return torch.full((n,), float(world_size()), dtype=torch.float64)
 
     def _average(self, gradients: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
         r"""Moves $\bar g$; returns $\langle g, \bar g \rangle$ and $\lVert g - \bar g \rVert^2$."""
@@ -117,6 +130,7 @@ class GradientNoise(GradientStrategy):
                 distance += torch.sub(g, m, out=product).square_().sum(1)
             if squares_fit((distance + 2 * square)[self.present], dtype):
                 break
+        self.refuse_infinite((distance + 2 * square)[self.present])
         return square[self.present].cpu(), distance[self.present].cpu()
 
     def forget(self, *names: str) -> None:
@@ -204,20 +218,26 @@ class PiKE(GradientNoise):
         self.register_buffer("shares", self.uniform())
 
     def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
-        samples = self.measure(gradients)
-        if (self.step + 1) % self.every == 0:
-            self._change_shares(float(samples.mean()))
-        weights = among(self.shares, self.present).to(losses)
+        weights = self._weights_after(self.measure(gradients), noisy=True).to(losses)
         return weights, Parts(weights, gradients)
+
+    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
+        return self._weights_after(self.measure_features(gram), noisy=False).to(losses)
 
     def close_epoch(self, metrics: Metrics | None) -> None:
         """Takes the latest shares."""
         self.weights = self.shares.clone()
 
-    def _change_shares(self, b: float) -> None:
+    def _weights_after(self, samples: Tensor, *, noisy: bool) -> Tensor:
+        """Returns the weights after a step with some samples, `[n]`, which may change them."""
+        if (self.step + 1) % self.every == 0:
+            self._change_shares(float(samples.mean()), noisy=noisy)
+        return among(self.shares, self.present)
+
+    def _change_shares(self, b: float, *, noisy: bool) -> None:
         told = self.record["steps"] > 0
         squares = self.record["square"][told].clamp_min(0)
-        noises = self.record["noise"][told] / b * (not self.on_features)
+        noises = self.record["noise"][told] / b * noisy
         self.forget("steps", "square", "noise")
         if not told.any():
             return
@@ -302,6 +322,10 @@ class VarianceAware(GradientNoise):
         self.measure(gradients)
         weights = among(self.shares, self.present).to(losses)
         return weights, Parts(weights, gradients)
+
+    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
+        self.measure_features(gram)
+        return among(self.shares, self.present).to(losses)
 
     def close_epoch(self, metrics: Metrics | None) -> None:
         """Shares the next epoch by the noise of this one."""

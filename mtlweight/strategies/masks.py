@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Unpack
+from typing import Annotated, ClassVar, Unpack
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from mtlweight.options import GradientOptions, OptionError, Seed, Tasks
 from mtlweight.pieces import in_pieces, sample_of, sizes_of
 from mtlweight.strategies.fixed import per_task
 from mtlweight.strategy import Weighed
-from mtlweight.task_gradients import Parts, Shared
+from mtlweight.task_gradients import Parts, Shared, listed
 
 Trim = Annotated[int, Field(ge=0)]
 
@@ -58,6 +58,7 @@ class GradDrop(GradientStrategy):
     dropout*, NeurIPS 2020, arXiv 2010.06808, algorithm 1, with the identity for f.
     """
 
+    refuses_infinite: ClassVar[bool] = True
     leaks: Tensor
 
     def __init__(
@@ -88,10 +89,8 @@ class GradDrop(GradientStrategy):
 
     def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
         """Returns the weights of the losses, to be spent with the gradient that goes with them."""
-        if shared is not None and not isinstance(shared, Tensor):
-            shared = list(shared)
-        given = [shared] if isinstance(shared, Tensor) else shared or []
-        self.features = [z.detach() for z in given if z.requires_grad and not z.is_leaf]
+        shared = listed(shared)
+        self.features = [z.detach() for z in shared or [] if z.requires_grad and not z.is_leaf]
         try:
             return super().weigh_step(step, shared)
         finally:
@@ -106,6 +105,8 @@ class GradDrop(GradientStrategy):
             x, absolute = g.sum(0), g.abs().sum(0)
             sign = torch.addcmul(x, u, absolute, value=-1, out=u).sign_()
             torch.addcmul(x, sign, absolute, out=d).mul_(0.5)
+        if not total.sum().isfinite():
+            self.refuse_infinite(sizes_of(gradients))
         leaks = self.leaks[self.present].to(gradients)
         seen = sample_of(gradients)
         weights = _shares(seen, _masked(seen, sample_of(signs), leaks), 1.0).to(losses)
@@ -121,6 +122,8 @@ class GradDrop(GradientStrategy):
             ],
             dim=1,
         )
+        if not kept.sum().isfinite():
+            self.refuse_infinite(sizes_of(gradients))
         seen = sample_of(gradients)
         weights = _shares(seen, sample_of(kept), 1.0, over_ranks=True).to(losses)
         return weights, Parts(torch.ones_like(weights), kept)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Unpack
 import torch
 from torch import Tensor
 
-from mtlweight.gradient_strategy import GradientStrategy, GramStrategy
+from mtlweight.gradient_strategy import GramStrategy, MemoryStrategy
 from mtlweight.options import GradientOptions, GramOptions, NonNegative, Past, Tasks
 from mtlweight.running import updated, widened
 from mtlweight.task_gradients import Parts
@@ -63,7 +63,7 @@ class AvgNorm(GramStrategy):
         return torch.where(moves, weights, weights[moves].mean())
 
 
-class DBMTL(GradientStrategy):
+class DBMTL(MemoryStrategy):
     r"""Dual-balancing: the logarithms of the losses, and gradients as long as their longest.
 
     $$h_i = \nabla \log(L_i + \epsilon), \qquad
@@ -97,6 +97,7 @@ class DBMTL(GradientStrategy):
     """
 
     growing: ClassVar[tuple[str, ...]] = ("averages",)
+    refuses_infinite: ClassVar[bool] = True
     epsilon = 1e-8
     averages: Tensor
 
@@ -122,18 +123,27 @@ class DBMTL(GradientStrategy):
         slopes = self.paper_heads(losses, losses)
         if not gradients.numel():  # nothing is known to be shared, and all leaves are heads
             return slopes, gradients.sum(0)
-        averages = gradients.mul_(slopes.to(gradients)[:, None])
-        beta = 0.0 if self.on_features else self.beta / (self.step + 1) ** self.beta_sigma
+        beta = self.beta / (self.step + 1) ** self.beta_sigma
+        averages = gradients.mul_((1 - beta) * slopes.to(gradients)[:, None])
         if beta > 0:
             past = widened(self.averages, gradients)
-            averages = averages.lerp_(past[self.present], beta)
+            averages = averages.add_(past[self.present], alpha=beta)
             self.averages = updated(past, self.present, averages)
-        norms = self.norms(averages)
+        norms = torch.linalg.vector_norm(averages, dim=1)
+        self.refuse_infinite(norms)
+        scales = self._scales(norms)
+        return (1 - beta) * scales.to(losses) * slopes, Parts(scales, averages)
+
+    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
+        slopes = self.paper_heads(losses, losses)
+        return self._scales(slopes * gram.diagonal().sqrt()) * slopes
+
+    def _scales(self, norms: Tensor) -> Tensor:
+        """Returns what makes averages as long as the longest, given their lengths, `[n]`."""
         # The paper's epsilon, relative to the longest: tiny gradients behave like large ones.
         lengths = norms + self.epsilon * norms.max()
         still = (norms.max() == 0).to(norms)  # then no length is a measure of another
-        scales = torch.where(norms > 0, norms.max() / lengths, still)
-        return (1 - beta) * scales.to(losses) * slopes, Parts(scales, averages)
+        return torch.where(norms > 0, norms.max() / lengths, still)
 
     def paper_heads(self, weights: Tensor, losses: Tensor) -> Tensor:
         """Returns the slopes of the logarithms, `[n]`."""

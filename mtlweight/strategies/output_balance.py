@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.gradient_strategy import GramStrategy
-from mtlweight.inputs import Metrics, Step
+from mtlweight.inputs import Metrics
 from mtlweight.loss_strategy import among
 from mtlweight.options import GramOptions, OptionError, Past, Positive, Tasks
 from mtlweight.running import updated
@@ -103,9 +103,9 @@ class EnCodec(GramStrategy):
         weights = torch.where(known, self.total_norm * shares * inverse, 0.0)
         return torch.where(known, weights, weights.sum() / known.sum())
 
-    def _gram(self, step: Step, gradients: TaskGradients) -> Tensor:
+    def _gram(self, gradients: TaskGradients) -> Tensor:
         """Returns the inner products, and notes the mean length of the items of features."""
-        gram = super()._gram(step, gradients)
+        gram = super()._gram(gradients)
         self.lengths = (
             _item_lengths(gradients)
             if isinstance(gradients, Rows) and gradients.of_features

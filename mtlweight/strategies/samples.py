@@ -292,7 +292,7 @@ class SLGrad(Strategy):
         if self.rescale != "equal-norm":
             return self._stretch(weights, None, None)
         found = self._gradients(step, shared, weighted_heads=True, remembered=False)
-        gram = self._gram(step, found)
+        gram = self._gram(found)
         places = Surroundings([x for x in found.sought.shared if x.requires_grad], every.detach())
         mine = places.gradients([world_size() * (before * every).sum()], "losses")
         length: Tensor = torch.linalg.vector_norm(mine)

@@ -9,22 +9,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mtlweight.distributed import products_over_ranks
-from mtlweight.gradient_strategy import GradientStrategy
-from mtlweight.inputs import Step
+from mtlweight.gradient_strategy import MemoryStrategy
 from mtlweight.loss_strategy import among
 from mtlweight.options import GradientOptions, NonNegative, Past, Positive, Tasks
 from mtlweight.products import gram_of, rounding_of, without_rounding
 from mtlweight.running import updated, widened
 from mtlweight.strategies.config import equal_cosines
 from mtlweight.strategies.double_sampling import descended
-from mtlweight.strategy import Weighed
-from mtlweight.task_gradients import Parts, Shared
+from mtlweight.task_gradients import Parts
 
 Present = Annotated[float, Field(gt=0, le=1)]
 
 
-class MoCo(GradientStrategy):
+class MoCo(MemoryStrategy):
     r"""Multi-objective gradients with correction: slow weights on tracked gradients.
 
     $$y_i \leftarrow y_i - \beta_k (y_i - g_i), \qquad
@@ -68,6 +65,7 @@ class MoCo(GradientStrategy):
     """
 
     growing: ClassVar[tuple[str, ...]] = ("tracked",)
+    refuses_infinite: ClassVar[bool] = True
     tracked: Tensor
     shares: Tensor
 
@@ -92,23 +90,27 @@ class MoCo(GradientStrategy):
         self.register_buffer("shares", self.uniform())
 
     def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
-        shares = among(self.shares, self.present)
         if not gradients.shape[1]:  # nothing is known to be shared, and all leaves are heads
-            return shares.to(losses), gradients.sum(0)
-        beta, tracked = 1.0, gradients
-        if not self.on_features:
-            beta = self.beta / (self.step + 1) ** self.beta_sigma
-            past = widened(self.tracked, gradients)
-            tracked = gradients.lerp_(past[self.present], 1 - beta)
-            self.tracked = updated(past, self.present, tracked)
-        gram = _gram(tracked, over_ranks=self.on_features)
+            return among(self.shares, self.present).to(losses), gradients.sum(0)
+        beta = self.beta / (self.step + 1) ** self.beta_sigma
+        past = widened(self.tracked, gradients)
+        tracked = gradients.lerp_(past[self.present], 1 - beta)
+        self.tracked = updated(past, self.present, tracked)
+        gram = gram_of(tracked)
+        self.refuse_infinite(gram.diagonal())
+        weights = self.weigh(without_rounding(gram), losses).to(losses)
+        return beta * weights, Parts(weights, tracked)
+
+    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
+        shares = among(self.shares, self.present)
         rate = self.step_size / (self.step + 1) ** self.step_sigma
-        new = descended(shares.cpu().double(), gram, rate, self.rho).to(shares)
-        self.shares = updated(self.shares, self.present, new * self.shares[self.present].sum())
-        return beta * new.to(losses), Parts(new, tracked)
+        new = descended(shares.cpu().double(), gram, rate, self.rho)
+        here = self.shares[self.present]
+        self.shares = updated(self.shares, self.present, new.to(here) * here.sum())
+        return new
 
 
-class MConFIG(GradientStrategy):
+class MConFIG(MemoryStrategy):
     r"""Momentum ConFIG: the conflict-free direction, for one backward pass of a task a step.
 
     $$m_i \leftarrow \beta_1 m_i + (1-\beta_1)\, g_i, \qquad
@@ -157,7 +159,7 @@ class MConFIG(GradientStrategy):
     """
 
     growing: ClassVar[tuple[str, ...]] = ("averages", "direction", "roots")
-    carried: ClassVar[tuple[str, ...]] = (*GradientStrategy.carried, "moves")
+    carried: ClassVar[tuple[str, ...]] = (*MemoryStrategy.carried, "moves")
     epsilon = 1e-8
     averages: Tensor
     turns: Tensor
@@ -183,34 +185,26 @@ class MConFIG(GradientStrategy):
         self.register_buffer("direction", torch.zeros(0))
         self.register_buffer("roots", torch.zeros(0))
 
-    def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
-        """Returns the weights of the losses, to be spent with the gradient that goes with them."""
-        if shared is not None and not isinstance(shared, Tensor):
-            shared = list(shared)
-        given = [shared] if isinstance(shared, Tensor) else shared or []
-        self.on_features = not all(tensor.is_leaf for tensor in given)
-        return super().weigh_step(step, shared)
-
     def tasks_read(self, count: int) -> Sequence[int]:
         """Returns whose turn it is, or all where there is no past, or lengths are compared."""
-        every = self.on_features or self.rescale == "equal-norm"
-        return range(count) if every else [self._turn()]
+        return range(count) if self.rescale == "equal-norm" else [self._turn()]
 
     def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
         if not gradients.shape[1]:  # nothing is known to be shared, and all leaves are heads
             return torch.ones_like(losses), gradients.sum(0)
-        if self.on_features:
-            weights = _config(_gram(gradients, over_ranks=True), gradients.dtype).to(losses)
-            return weights, Parts(weights, gradients)
         self._refresh(gradients)
         turns = self.turns[self.present]
         if not bool((turns > 0).all()):
             return torch.zeros_like(losses), torch.zeros_like(gradients[0])
         averages = self.averages[self.present]
         unbias = 1 / (1 - self.beta1 ** turns.cpu().double())
-        weights = _config(_gram(averages) * unbias * unbias[:, None], averages.dtype)
+        gram = without_rounding(gram_of(averages)) * unbias * unbias[:, None]
+        weights = _config(gram, rounding_of(averages.dtype))
         direction = (weights * unbias).to(averages) @ averages
         return weights.to(losses), self._step_along(direction)
+
+    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
+        return _config(gram, self.rounding)
 
     def _turn(self) -> int:
         """Returns the place of the task whose turn it is among those present."""
@@ -242,16 +236,7 @@ class MConFIG(GradientStrategy):
         return torch.where(scale > 0, direction / (scale + self.epsilon * scale.max()), 0.0)
 
 
-def _gram(rows: Tensor, over_ranks: bool = False) -> Tensor:
-    """Returns the inner products of rows, `[n, n]`, float64, on the host.
-
-    Rows shorter than the longest by a factor of 1e30 count as none, as no weight makes up for it.
-    """
-    gram = gram_of(rows)
-    return without_rounding(products_over_ranks(gram, rows.device) if over_ranks else gram)
-
-
-def _config(gram: Tensor, dtype: torch.dtype) -> Tensor:
+def _config(gram: Tensor, rounding: float) -> Tensor:
     """Returns the weights of the conflict-free direction as long as the gradients along it.
 
     As `ConFIG` weighs gradients of that precision.
@@ -259,7 +244,7 @@ def _config(gram: Tensor, dtype: torch.dtype) -> Tensor:
     norms = gram.diagonal().sqrt()
     if not bool((norms > 0).any()):
         return torch.zeros_like(norms)
-    found = equal_cosines(gram.numpy(), rounding_of(dtype))
+    found = equal_cosines(gram.numpy(), rounding)
     q, cosines = (torch.from_numpy(array) for array in found)
     square = q @ cosines  # the squared length of the sum of the q_i u_i
     scale = norms @ cosines / square if bool(square > 0) else norms.mean()

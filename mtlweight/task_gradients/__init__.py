@@ -4,7 +4,7 @@ from mtlweight.task_gradients.base import TaskGradients
 from mtlweight.task_gradients.parts import Parts
 from mtlweight.task_gradients.rows import Rows
 from mtlweight.task_gradients.shared_leaves import SharedLeaves
-from mtlweight.task_gradients.sought import Shared, seek
+from mtlweight.task_gradients.sought import Shared, listed, seek
 from mtlweight.task_gradients.take import task_gradients
 from mtlweight.task_gradients.workspace import Workspace
 
@@ -15,6 +15,7 @@ __all__ = [
     "SharedLeaves",
     "TaskGradients",
     "Workspace",
+    "listed",
     "seek",
     "task_gradients",
 ]

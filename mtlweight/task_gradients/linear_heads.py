@@ -101,9 +101,10 @@ class HeadProducts(Taken):
     def _products(self, d: Tensor, w: Tensor) -> tuple[Array, Array]:
         """Returns the inner products `[T, T]`, and what the squared lengths are at most, `[T]`."""
         between, of_weights = torch.stack([d.T @ d, w.T @ w]).cpu().double().numpy()
-        products = between * of_weights
-        bounds = (self._members @ np.sqrt(products.diagonal())) ** 2
-        return self._members @ products @ self._members.T, bounds
+        with np.errstate(all="ignore"):  # what is not finite is refused by name
+            products = between * of_weights
+            bounds = (self._members @ np.sqrt(products.diagonal())) ** 2
+            return self._members @ products @ self._members.T, bounds
 
     def spend(self, value: Tensor, weights: Tensor, head_weights: Tensor) -> Tensor:
         """Returns the scalar; see `TaskGradients`."""

@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from mtlweight.inputs import Root, Step
 from mtlweight.task_gradients.branches import Branch, find_branches
+from mtlweight.task_gradients.passes import backward_pass
 from mtlweight.task_gradients.shared_leaves import Graph, SharedLeaves, node_of, walk
 
 Shared = Tensor | Iterable[Tensor]
@@ -113,13 +114,7 @@ class Sought:
         roots = [self.step.roots[task] for task in tasks]
         start = self.step.values.detach().new_ones(())
         try:
-            found = torch.autograd.grad(
-                roots,  # type: ignore[arg-type]
-                inputs,  # type: ignore[arg-type]
-                grad_outputs=[start_of(root, start) for root in roots],
-                retain_graph=True,
-                allow_unused=True,
-            )
+            found = backward_pass(roots, [start_of(root, start) for root in roots], inputs)
         except RuntimeError as error:
             hint = _hint(str(error))
             if hint is None:
@@ -160,7 +155,7 @@ def seek(
         RuntimeError: The graph was freed, or can't be walked a second time.
     """
     roots, index = step.roots, step.index
-    given = None if shared is None else _as_list(shared)
+    given = listed(shared)
     stops = [t for t in given or [] if not t.is_leaf]
     graph = walk(roots, stops)
     masks = graph.leaves
@@ -201,7 +196,15 @@ def _all_leaves(tensors: Sequence[Tensor]) -> bool:
     return all(tensor.is_leaf for tensor in tensors)
 
 
-def _as_list(shared: Shared) -> list[Tensor]:
+def listed(shared: Shared | None) -> list[Tensor] | None:
+    """Returns what was given as shared in a list: parameters, or else features.
+
+    Raises:
+        TypeError: Something is no tensor.
+        ValueError: Nothing takes a gradient, or parameters and features are mixed.
+    """
+    if shared is None:
+        return None
     tensors = [shared] if isinstance(shared, Tensor) else list(shared)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlweight.task_gradients.base import TaskGradients, carry
+from mtlweight.task_gradients.passes import backward_pass
 from mtlweight.task_gradients.rows import Rows
 from mtlweight.task_gradients.sought import Sought, start_of
 from mtlweight.task_gradients.workspace import Workspace
@@ -54,15 +55,8 @@ class Streamed(TaskGradients):
         slopes = weights[step.local].to(step.values.dtype)
         if step.scales is not None:
             slopes = slopes * step.scales.to(slopes)
-        return torch.autograd.grad(
-            list(step.roots),  # type: ignore[arg-type]
-            tensors,
-            grad_outputs=[
-                start_of(root, slope) for root, slope in zip(step.roots, slopes, strict=True)
-            ],
-            retain_graph=True,
-            allow_unused=True,
-        )
+        starts = [start_of(root, slope) for root, slope in zip(step.roots, slopes, strict=True)]
+        return backward_pass(step.roots, starts, tensors)
 
 
 class Chunked(Streamed):

@@ -193,19 +193,23 @@ def test_a_term_of_the_users_own(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_parameter_hooks_fire_once(case: Case) -> None:
-    """Distributed and sharded wrappers hang on the accumulation of each parameter's gradient."""
+    """Distributed and sharded wrappers hang on the accumulation of each parameter's gradient, and
+    masks and clips on the gradient before it."""
     network, strategy = warm(case)
     fired: dict[str, int] = {}
     for name, parameter in network.named_parameters():
-        parameter.register_post_accumulate_grad_hook(
-            lambda _, name=name: fired.__setitem__(name, fired.get(name, 0) + 1)
-        )
+
+        def count(_: Tensor, name: str = name) -> None:
+            fired[name] = fired.get(name, 0) + 1
+
+        parameter.register_hook(count)
+        parameter.register_post_accumulate_grad_hook(count)
     _, losses = losses_of(network, batch(5))
     total = strategy(losses)
     assert not fired
     assert all(parameter.grad is None for parameter in network.parameters())
     total.backward()
-    assert fired == {name: 1 for name, _ in network.named_parameters()}
+    assert fired == {name: 2 for name, _ in network.named_parameters()}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -18,7 +18,7 @@ from mtlweight.inputs import Losses, Step, by_task, read_losses
 from mtlweight.look_ahead import Surroundings
 from mtlweight.options import GradientOptions, Positive, Tasks
 from mtlweight.strategy import Weighed
-from mtlweight.task_gradients import Rows, Shared
+from mtlweight.task_gradients import Rows, Shared, listed
 
 Closure = Callable[[], Losses]
 
@@ -95,7 +95,7 @@ class Bilevel(_ReadsGradients):
         gradients = _all_gradients(found, around)
         gram = found.gram()
         finite = gradients.isfinite().all(1).cpu()
-        self._refuse_infinite(step, torch.where(finite, gram.diagonal(), torch.inf))
+        self.refuse_infinite(torch.where(finite, gram.diagonal(), torch.inf))
         weights, vectors = self.combine(gradients, step.seen, around)
         size = found.rows.shape[1]
         if self.rescale != "none":
@@ -165,11 +165,8 @@ class Bilevel(_ReadsGradients):
 
 def _leaves(shared: Shared | None) -> Shared | None:
     """Returns what is given as shared, unless it is features."""
-    if shared is None:
-        return None
-    given = [shared] if isinstance(shared, Tensor) else list(shared)
-    features = any(isinstance(tensor, Tensor) and not tensor.is_leaf for tensor in given)
-    return None if features else given
+    given = listed(shared)
+    return given if given is None or given[0].is_leaf else None
 
 
 def _all_gradients(found: Rows, around: Surroundings) -> Tensor:
