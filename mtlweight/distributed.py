@@ -10,10 +10,12 @@ from torch import Tensor
 
 from mtlweight.inputs import Step
 
+_AVAILABLE = dist.is_available()
+
 
 def world_size() -> int:
     """Returns the number of ranks; 1 where no process group exists."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _AVAILABLE and dist.is_initialized() else 1
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:

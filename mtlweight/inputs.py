@@ -17,6 +17,9 @@ Losses = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
 Metrics = Mapping[str, float] | Sequence[float] | Tensor | np.ndarray[Any, Any]
 Root = Tensor | GradientEdge
 
+LARGEST_LOSS = {torch.float32: torch.finfo(torch.float32).max ** 0.5, torch.float64: 1e30}
+"""By precision, where the squares of losses and their gradients leave the range of float32 sums."""
+
 
 @dataclass(frozen=True)
 class Step:

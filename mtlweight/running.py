@@ -45,31 +45,32 @@ def widened(memory: Tensor, gradients: Tensor) -> Tensor:
 
 
 class RunningMean(Rebound):
-    """The mean of T numbers since the latest reset, each over the steps in which it was there."""
+    """The mean of T numbers since the latest reset, each over the steps in which it was there.
 
-    sums: Tensor
+    Kept as means: sums would lose the digits of what is added after some million steps.
+    """
+
+    means: Tensor
     counts: Tensor
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
-        self.register_buffer("sums", torch.zeros(num_tasks))
+        self.register_buffer("means", torch.zeros(num_tasks))
         self.register_buffer("counts", torch.zeros(num_tasks))
 
     def add(self, present: Index, values: Tensor) -> None:
         """Records the values `[n]` of the present tasks."""
-        if isinstance(present, slice):
-            self.sums, self.counts = self.sums + values.to(self.sums), self.counts + 1
-        else:
-            self.sums = self.sums.index_add(0, present, values.to(self.sums))
-            self.counts = self.counts.index_add(0, present, torch.ones_like(values).to(self.counts))
+        counts, means = self.counts[present] + 1, self.means[present]
+        self.means = updated(self.means, present, means + (values.to(means) - means) / counts)
+        self.counts = updated(self.counts, present, counts)
 
     def mean(self, default: Tensor) -> Tensor:
         """Returns the means `[T]`, and those of `default` where nothing was recorded."""
-        return torch.where(self.counts > 0, self.sums / self.counts.clamp_min(1), default)
+        return torch.where(self.counts > 0, self.means, default)
 
     def reset(self) -> None:
         """Forgets what was recorded."""
-        self.sums = torch.zeros_like(self.sums)
+        self.means = torch.zeros_like(self.means)
         self.counts = torch.zeros_like(self.counts)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from mtlweight.compiled import handle_of, weigh
 from mtlweight.distributed import average_over_ranks
 from mtlweight.inputs import (
+    LARGEST_LOSS,
     Losses,
     Metrics,
     Step,
@@ -193,7 +194,7 @@ class Strategy(Stateful, ABC):
         """Takes a step, all of it, or nothing if it is refused; returns the scalar."""
         self._follow(step.values.device)
         self.late_errors.raise_ready()
-        with _no_autocast(step.values.device), self.undone_if_refused():
+        with self.undone_if_refused(), _no_autocast(step.values.device):
             step = average_over_ranks(self.num_tasks, step, counts)
             good = self._check_values(step)
             if others:
@@ -292,7 +293,7 @@ class Strategy(Stateful, ABC):
     def _check_values(self, step: Step) -> Tensor | None:
         """Refuses bad losses at once where that costs no wait, else returns a flag of good ones."""
         index, seen = step.index, step.seen
-        limit = min(torch.finfo(seen.dtype).max ** 0.5, 1e30)  # what float32 sums can hold
+        limit = LARGEST_LOSS[seen.dtype]
         lowest = 0.0 if self.nonnegative_losses else -limit
         if seen.is_cpu or self.check == "now" or self.waits:
             if not all(lowest <= loss <= limit for loss in seen.tolist()):
@@ -400,10 +401,14 @@ class Strategy(Stateful, ABC):
         return gram
 
 
+_NOTHING = nullcontext()
+
+
 def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    if _has_autocast(device.type) and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+    kind = device.type
+    if _has_autocast(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return _NOTHING
 
 
 @functools.cache

@@ -163,11 +163,12 @@ class FAMO(LossStrategy):
         new = after.to(old) - bounds
         lowest = self._lowest(torch.where(compared, old, 0.0))
         ratio = old.maximum(lowest) / new.maximum(lowest)
-        delta = ratio.clamp_min(torch.finfo(ratio.dtype).tiny).log()
+        # That of a task not compared may be infinite.
+        delta = torch.where(compared, ratio.clamp_min(torch.finfo(ratio.dtype).tiny).log(), 0.0)
         logits = self.logits[self.present]
         z = logits.masked_fill(~compared, -torch.inf).softmax(0)
         # By differences, so that equal changes give zero to the bit: Adam has no sense of small.
-        slope = z * (torch.where(compared, z, 0.0) * (delta[:, None] - delta)).sum(1)
+        slope = z * (z * (delta[:, None] - delta)).sum(1)
         before = self.buffers_now()
         self.logits = self.adam.step(self.logits, self.present, slope + self.weight_decay * logits)
         nowhere = torch.zeros_like(self.latest_step, dtype=torch.bool)

@@ -112,7 +112,7 @@ class CoV(LossWeighting):
             self.ratio_means[here],
             self.ratio_variances[here],
         )
-        c = (variance + 1e-8).sqrt() / mean
+        c = (variance + 1e-8).sqrt() / mean.clamp_min(1e-4)  # the same bound for both
         shares = torch.where((count > 2).all(), c / c.sum(), 1 / len(now))
         new = 1 / count if self.decay is None else torch.where(count > 1, 1 - self.decay, 1.0)
         ratio = relative(now, loss_mean)

@@ -225,7 +225,8 @@ def _layer_of(graph: Graph, asked: Mapping[int, Tensor], key: int) -> Layer | No
             return None
         if not is_kept(product, saved) or getattr(product, "_saved_alpha", 1) != 1:
             return None
-        bias = _bias_of(graph, asked, product, 0) if saved == "_saved_mat1" else None
+        plain = saved == "_saved_mat1" and getattr(product, "_saved_beta", 1) == 1
+        bias = _bias_of(graph, asked, product, 0, weight.shape[:1]) if plain else None
         return Linear(product, weight, bias, saved)
     if (
         node.name() == "ConvolutionBackward0"
@@ -236,7 +237,7 @@ def _layer_of(graph: Graph, asked: Mapping[int, Tensor], key: int) -> Layer | No
         and not node._saved_transposed  # type: ignore[attr-defined]
         and node._saved_input.ndim == 4  # type: ignore[attr-defined]
     ):
-        return Convolution(node, weight, _bias_of(graph, asked, node, 2))
+        return Convolution(node, weight, _bias_of(graph, asked, node, 2, weight.shape[:1]))
     return None
 
 
@@ -251,12 +252,15 @@ def is_kept(node: Node, saved: str) -> bool:
     return isinstance(getattr(raw, "data", None), Tensor)
 
 
-def _bias_of(graph: Graph, asked: Mapping[int, Tensor], node: Node, place: int) -> Tensor | None:
+def _bias_of(
+    graph: Graph, asked: Mapping[int, Tensor], node: Node, place: int, outputs: torch.Size
+) -> Tensor | None:
+    """Returns the leaf that a node adds to each row of outputs, if it does nothing else."""
     added = node.next_functions[place][0]
     bias = getattr(added, "variable", None)
-    if bias is None or id(bias) not in asked or bias.ndim != 1 or _sole_user(graph, added) is None:
+    if bias is None or id(bias) not in asked or _sole_user(graph, added) is None:
         return None
-    return asked[id(bias)]
+    return asked[id(bias)] if bias.shape == outputs else None
 
 
 def _symmetric_form(kernel: Tensor, d: Tensor) -> Tensor:

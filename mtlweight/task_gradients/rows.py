@@ -36,13 +36,10 @@ class Rows(Taken):
         super().__init__(sought)
         n, like = len(sought.names), sought.like
         # A linear layer that does not pay is read here too: its gradients then need no copy.
-        self.layers = [layer for layer in layers if only_products and layer.pays(n)]
+        exact = [layer for layer in layers if layer.weight.dtype == like.dtype]  # no half precision
+        self.layers = [layer for layer in exact if only_products and layer.pays(n)]
         self._written = [
-            layer
-            for layer in layers
-            if isinstance(layer, Linear)
-            and layer not in self.layers
-            and layer.weight.dtype == like.dtype
+            layer for layer in exact if isinstance(layer, Linear) and layer not in self.layers
         ]
         inside = {id(leaf) for layer in self.layers for leaf in layer.leaves}
         self.columns = [tensor for tensor in sought.shared if id(tensor) not in inside]

@@ -290,7 +290,7 @@ def test_a_refused_load_leaves_no_trace(case: Case) -> None:
     good = copy.deepcopy(run.strategy.state_dict())
     run.train(5, 7)
     before = snapshot(run.strategy)
-    for key in ("weights", "_extra_state", "epoch_weights.sums"):
+    for key in ("weights", "_extra_state", "epoch_weights.means"):
         broken = copy.deepcopy(good)
         del broken[key]
         with pytest.raises((RuntimeError, ValueError)):
