@@ -27,6 +27,19 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return total
 
 
+def length_over_ranks(x: Tensor, parted: bool) -> Tensor:
+    """Returns the length of a mean over ranks, `[]`.
+
+    Args:
+        x: The mean, or this rank's part of it, times the number of ranks.
+        parted: Whether each rank has a part, as with features.
+    """
+    if parted and world_size() > 1:
+        return sum_over_ranks(x.square().sum()).sqrt() / world_size()
+    length: Tensor = torch.linalg.vector_norm(x)
+    return length
+
+
 def products_over_ranks(products: Tensor, device: torch.device) -> Tensor:
     """Returns inner products of gradients of features, of which each rank has its samples' part.
 
@@ -53,12 +66,13 @@ def average_over_ranks(num_tasks: int, step: Step, counts: list[float] | None) -
     if world_size() == 1:
         return step if counts is None else replace(step, counts=torch.tensor(counts))
     values = step.values.detach()
-    here = values.new_ones(len(step.index)) if counts is None else values.new_tensor(counts)
+    once = values.new_ones(len(step.index))
+    here = once if counts is None else values.new_tensor(counts)
     mine = torch.tensor(step.index, device=values.device)
-    sums = values.new_zeros(2, num_tasks).index_copy(1, mine, torch.stack([values * here, here]))
-    total, count = sum_over_ranks(sums)
+    rows = torch.stack([values * here, here, once])
+    total, count, holders = sum_over_ranks(values.new_zeros(3, num_tasks).index_copy(1, mine, rows))
     # Every rank must know which tasks take part, so here, with several ranks, the host waits.
-    numbers = count.tolist()
+    numbers, held_by = torch.stack([count, holders]).tolist()
     everywhere = [task for task, number in enumerate(numbers) if number > 0]
     return replace(
         step,
@@ -67,4 +81,5 @@ def average_over_ranks(num_tasks: int, step: Step, counts: list[float] | None) -
         local=torch.tensor([everywhere.index(i) for i in step.index], device=values.device),
         factors=world_size() * here / count[mine],
         counts=None if counts is None else torch.tensor([numbers[i] for i in everywhere]),
+        scattered=[i for i in everywhere if held_by[i] < world_size()],
     )

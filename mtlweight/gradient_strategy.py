@@ -9,6 +9,7 @@ from typing import ClassVar, Unpack
 import torch
 from torch import Tensor
 
+from mtlweight.distributed import length_over_ranks, sum_over_ranks
 from mtlweight.inputs import Step
 from mtlweight.options import Chunk, GradientOptions, Heads, Options, Tasks
 from mtlweight.products import rounding_of
@@ -24,6 +25,7 @@ class _ReadsGradients(Strategy):
     def __init__(self, tasks: Tasks, *, heads: Heads = "paper", **options: Unpack[Options]) -> None:
         super().__init__(tasks, **options)
         self.heads = heads
+        self.rounding = rounding_of(torch.float32)
 
     def paper_heads(self, weights: Tensor, losses: Tensor) -> Tensor:
         """Returns what multiplies each task's gradient outside of what is shared, `[n]`: one."""
@@ -38,6 +40,29 @@ class _ReadsGradients(Strategy):
     def weights_heads(self) -> bool:
         """Whether every parameter gets the weighted sum, so that the weights tell all."""
         return self.heads == "weighted" or (self.heads == "paper" and self.paper_weights_heads)
+
+    def _weigh_products(
+        self,
+        step: Step,
+        shared: Shared | None,
+        weigh: Callable[[Tensor, Tensor], Tensor],
+        chunk: int | None = None,
+    ) -> Weighed:
+        """Returns the weights that the Gram matrix and the losses ask for, by a given rule."""
+        gradients = self._gradients(
+            step,
+            shared,
+            weighted_heads=self.weights_heads,
+            remembered=False,
+            layers=True,
+            chunk=chunk,
+        )
+        gram = self._gram(gradients)
+        self.rounding = rounding_of(gradients.sought.like.dtype)
+        losses = step.seen.cpu().double()
+        weights = self._rescaled(weigh(gram, losses), gram).to(step.seen)
+        spend = self._spend_with(step, gradients)
+        return Weighed(weights, (weights * step.seen).sum(), spend)
 
     def spend_step(self, step: Step, shared: Shared | None) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns how to spend given weights; heads are treated as ever."""
@@ -64,12 +89,14 @@ class _ReadsGradients(Strategy):
         return weights if self.weights_heads else self.paper_heads(weights, losses)
 
 
-class _ReadsProducts(_ReadsGradients):
-    """What reads the lengths and angles of the task gradients: their Gram matrix."""
+class GramStrategy(_ReadsGradients):
+    """A strategy that reads the lengths and angles of the task gradients: their Gram matrix."""
 
-    def __init__(self, tasks: Tasks, **options: Unpack[GradientOptions]) -> None:
+    def __init__(
+        self, tasks: Tasks, *, chunk: Chunk | None = None, **options: Unpack[GradientOptions]
+    ) -> None:
         super().__init__(tasks, **options)
-        self.rounding = rounding_of(torch.float32)
+        self.chunk = chunk
 
     @abstractmethod
     def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
@@ -82,36 +109,9 @@ class _ReadsProducts(_ReadsGradients):
             losses: Their losses, `[n]`, float64, on the host.
         """
 
-    def _weigh_products(self, step: Step, shared: Shared | None, chunk: int | None) -> Weighed:
-        """Returns what the Gram matrix asks for."""
-        gradients = self._gradients(
-            step,
-            shared,
-            weighted_heads=self.weights_heads,
-            remembered=False,
-            layers=True,
-            chunk=chunk,
-        )
-        gram = self._gram(gradients)
-        self.rounding = rounding_of(gradients.sought.like.dtype)
-        losses = step.seen.cpu().double()
-        weights = self._rescaled(self.weigh(gram, losses), gram).to(step.seen)
-        spend = self._spend_with(step, gradients)
-        return Weighed(weights, (weights * step.seen).sum(), spend)
-
-
-class GramStrategy(_ReadsProducts):
-    """A strategy that reads the lengths and angles of the task gradients: their Gram matrix."""
-
-    def __init__(
-        self, tasks: Tasks, *, chunk: Chunk | None = None, **options: Unpack[GradientOptions]
-    ) -> None:
-        super().__init__(tasks, **options)
-        self.chunk = chunk
-
     def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
         """Returns what the Gram matrix asks for."""
-        return self._weigh_products(step, shared, self.chunk)
+        return self._weigh_products(step, shared, self.weigh, self.chunk)
 
 
 class GradientStrategy(_ReadsGradients):
@@ -120,8 +120,6 @@ class GradientStrategy(_ReadsGradients):
     Attributes:
         on_features: During a call, whether the gradients are those of features, of which each rank
             has its own samples'.
-        shapes: During a call, the shapes of what is shared; flattened one after the other they are
-            the P numbers of a gradient.
     """
 
     refuses_infinite: ClassVar[bool] = False  # whether `combine` does, told by what it measures
@@ -129,7 +127,6 @@ class GradientStrategy(_ReadsGradients):
     def __init__(self, tasks: Tasks, **options: Unpack[GradientOptions]) -> None:
         super().__init__(tasks, **options)
         self.on_features = False
-        self.shapes: list[torch.Size] = []
 
     @property
     def ordered(self) -> bool:
@@ -164,19 +161,17 @@ class GradientStrategy(_ReadsGradients):
             read=self.tasks_read(len(step.index)),
         )
         assert isinstance(gradients, Rows)
-        gram = None
-        # A sum is one quick look at all numbers; where it is not finite, the products tell why.
-        if self.rescale == "equal-norm" or not (
-            self.refuses_infinite or gradients.rows.sum(1).isfinite().all()
-        ):
-            gram = self._gram(gradients)
         self.on_features = gradients.of_features
-        self.shapes = [tensor.shape for tensor in gradients.sought.shared]
+        gram = None
+        if self.rescale == "equal-norm" or not (self.refuses_infinite or self._finite(gradients)):
+            gram = self._gram(gradients)  # where a sum is not finite, this tells why
         weights, combined = self.combine(gradients.rows, step.seen)
         if not isinstance(combined, Parts):
             combined = Parts(None, None, combined)
         if self.rescale != "none":
-            ratio = self._stretch(weights, gram, torch.linalg.vector_norm(combined.sum()))
+            equal = self.rescale == "equal-norm"
+            length = length_over_ranks(combined.sum(), self.on_features) if equal else None
+            ratio = self._stretch(weights, gram, length)
             weights, combined = weights * ratio.to(weights), combined.times(ratio)
 
         def spend(value: Tensor, changed: Tensor) -> Tensor:
@@ -185,17 +180,31 @@ class GradientStrategy(_ReadsGradients):
 
         return Weighed(weights, (weights * step.seen).sum(), spend)
 
+    def _finite(self, gradients: Rows) -> bool:
+        """Tells whether the gradients are finite on all ranks, by one quick look at all numbers."""
+        sums = gradients.rows.sum(1)
+        if self.on_features:  # of which the other ranks have other parts
+            sums = sum_over_ranks(sums)
+        return bool(sums.isfinite().all())
 
-class MemoryStrategy(GradientStrategy, _ReadsProducts):
+
+class MemoryStrategy(GradientStrategy):
     """A strategy that remembers the gradients of parameters from step to step.
 
     Given features, which are of other samples in each step, nothing can be remembered: it goes by
     the gradients of the step alone, by their inner products.
     """
 
+    @abstractmethod
+    def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
+        """Returns the weights `[n]` of the tasks present, for gradients of features.
+
+        Args and `self.rounding` are those of `GramStrategy.weigh`.
+        """
+
     def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
         """Returns the weights of the losses, to be spent with the gradient that goes with them."""
         given = listed(shared)
         if given is None or given[0].is_leaf:
             return super().weigh_step(step, given)
-        return self._weigh_products(step, given, chunk=None)
+        return self._weigh_products(step, given, self.weigh)

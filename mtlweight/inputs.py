@@ -37,6 +37,7 @@ class Step:
         counts: The number of samples behind each loss over all ranks, `[n]`, on the host; None
             where the loop does not tell.
         others: The same tasks on further, independent batches.
+        scattered: Those of the n tasks that some rank lacks.
     """
 
     index: list[int]
@@ -48,6 +49,7 @@ class Step:
     factors: Tensor | None = None
     counts: Tensor | None = None
     others: tuple[Step, ...] = ()
+    scattered: Sequence[int] = ()
 
     @property
     def scales(self) -> Tensor | None:

@@ -14,6 +14,11 @@ from mtlweight.state import Rebound
 Index = slice | Tensor
 
 
+def sent(host: Tensor, like: Tensor) -> Tensor:
+    """Returns a tensor of the host on the device of another, which nothing waits for."""
+    return host.to(like.device, non_blocking=True)
+
+
 def updated(old: Tensor, present: Index, new: Tensor) -> Tensor:
     """Returns `old` `[T]` with the entries of the present tasks replaced by `new` `[n]`."""
     if isinstance(present, slice):

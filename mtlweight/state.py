@@ -36,6 +36,7 @@ class Stateful(Rebound):
 
     growing: ClassVar[tuple[str, ...]] = ()  # buffers that take their shape from the network
     carried: ClassVar[tuple[str, ...]] = ("step", "epoch")  # state in plain Python; rebound, too
+    undone: ClassVar[tuple[str, ...]] = ()  # what else is rebound, and put back after a refusal
     tasks: tuple[str, ...]
 
     def __init__(self) -> None:
@@ -46,15 +47,15 @@ class Stateful(Rebound):
     def get_extra_state(self) -> dict[str, Any]:
         """Returns what is saved beside the buffers; see `torch.nn.Module`."""
         whose = {"version": 1, "strategy": type(self).__name__, "tasks": list(self.tasks)}
-        return whose | self._carried_now()
+        return whose | {name: getattr(self, name) for name in self.carried}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes back what `get_extra_state` returned."""
         for name in self.carried:
             setattr(self, name, state[name])
 
-    def _carried_now(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.carried}
+    def _plain_now(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in (*self.carried, *self.undone)}
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -109,13 +110,13 @@ class Stateful(Rebound):
         """Puts the state back if the body raises."""
         modules = list(_within(self))
         before = [dict(module._buffers) for module in modules]
-        carried = [(m, m._carried_now()) for m in modules if isinstance(m, Stateful)]
+        plain = [(m, m._plain_now()) for m in modules if isinstance(m, Stateful)]
         try:
             yield
         except BaseException:
             for module, buffers in zip(modules, before, strict=True):
                 module._buffers.update(buffers)
-            for owner, state in carried:
+            for owner, state in plain:
                 owner.__dict__.update(state)
             raise
 

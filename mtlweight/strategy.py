@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from mtlweight.inputs import (
 )
 from mtlweight.late_errors import LateErrors
 from mtlweight.options import Check, Rescale, Tasks, checked, task_names
-from mtlweight.running import Index, RunningMean, filled
+from mtlweight.running import Index, RunningMean, filled, sent
 from mtlweight.state import Stateful
 from mtlweight.task_gradients import Shared, TaskGradients, seek, task_gradients
 from mtlweight.task_gradients.shared_leaves import SharedLeaves
@@ -73,8 +73,10 @@ class Strategy(Stateful, ABC):
             absent from it; after `end_epoch` what the next epoch should be spent by, which for
             weights that change every step is their mean over the epoch. `[T]`, float32.
         present: During a call, the tasks present: an index into what is kept per task.
+        index: The same tasks as numbers.
     """
 
+    undone: ClassVar[tuple[str, ...]] = ("shared_leaves",)
     weights: Tensor
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -89,6 +91,7 @@ class Strategy(Stateful, ABC):
         self.rescale = rescale
         self.check = check
         self.present: Index = slice(None)
+        self.index = list(range(len(self.tasks)))
         self.shared_leaves = SharedLeaves(sole_task=len(self.tasks) == 1)
         self.workspace = Workspace()
         self.late_errors = LateErrors()
@@ -182,7 +185,9 @@ class Strategy(Stateful, ABC):
         """Returns the sum of the losses by the weights of this epoch."""
         self._follow(values.device)
         weights = self.epoch_weights.mean(default=self.weights)
-        return (weights[index] * values).sum()
+        if len(index) < self.num_tasks:
+            weights = weights[sent(torch.tensor(index), values)]
+        return (weights * values).sum()
 
     def _stepped(
         self,
@@ -193,7 +198,7 @@ class Strategy(Stateful, ABC):
     ) -> Tensor:
         """Takes a step, all of it, or nothing if it is refused; returns the scalar."""
         self._follow(step.values.device)
-        self.late_errors.raise_ready()
+        self._raise_late(self.late_errors.raise_ready)
         with self.undone_if_refused(), _no_autocast(step.values.device):
             step = average_over_ranks(self.num_tasks, step, counts)
             good = self._check_values(step)
@@ -236,14 +241,15 @@ class Strategy(Stateful, ABC):
         For wrappers, which call it on the strategy within, and may change its weights.
         """
         if len(step.index) < self.num_tasks:
-            self.present = torch.tensor(step.index, device=step.seen.device)
+            self.present = sent(torch.tensor(step.index), step.seen)
+            self.index = step.index
         try:
             weighed = self.weigh_step(step, shared)
             weights = weighed.weights
             self.weights = filled(self.num_tasks, self.present, weights.to(self.weights))
             self.epoch_weights.add(self.present, weights)
         finally:
-            self.present = slice(None)
+            self.present, self.index = slice(None), list(range(self.num_tasks))
         self.step += 1
         return weighed
 
@@ -257,7 +263,7 @@ class Strategy(Stateful, ABC):
         Raises:
             ValueError: The strategy reads metrics, and there are none, or one is not finite.
         """
-        self.late_errors.raise_all()
+        self._raise_late(self.late_errors.raise_all)
         with self.undone_if_refused():
             self.weights = self.epoch_weights.mean(default=self.weights)
             self.epoch_weights.reset()
@@ -265,6 +271,18 @@ class Strategy(Stateful, ABC):
             if self.rescale in ("one", "tasks"):
                 self.weights = self._rescaled(self.weights, None)
             self.epoch += 1
+
+    def _raise_late(self, errors: Callable[[], None]) -> None:
+        try:
+            errors()
+        except ValueError:
+            for module in self.modules():
+                if isinstance(module, Strategy):
+                    module.after_bad_step()
+            raise
+
+    def after_bad_step(self) -> None:
+        """Hook: a step was found bad after later ones. Its tensors were never kept."""
 
     def close_epoch(self, metrics: Metrics | None) -> None:
         """Hook: what a strategy learns from an epoch. Rebinds `weights` if the next has its own."""
@@ -360,19 +378,17 @@ class Strategy(Stateful, ABC):
     ) -> TaskGradients:
         """Returns the task gradients; for the options see `seek` and `task_gradients`."""
         names = [self.tasks[i] for i in step.index]
-        if len(step.roots) < len(names):
+        if step.scattered:
             raise ValueError(
-                f"{type(self).__name__} reads gradients, and one of the tasks {', '.join(names)} "
-                "is absent from this rank but present on another: give every rank each of them."
+                f"{type(self).__name__} reads gradients, and task "
+                f"{self.tasks[step.scattered[0]]!r} is absent from one rank but present on "
+                "another: give every rank each of the tasks."
             )
+        known = self.shared_leaves.copy()
         sought = seek(
-            step,
-            names,
-            shared,
-            self.shared_leaves,
-            weighted_heads=weighted_heads,
-            remembered=remembered,
+            step, names, shared, known, weighted_heads=weighted_heads, remembered=remembered
         )
+        self.shared_leaves = known
         return task_gradients(sought, self.workspace, **how)
 
     def refuse_infinite(self, sizes: Tensor) -> None:
@@ -384,9 +400,7 @@ class Strategy(Stateful, ABC):
         numbers = sizes.tolist()
         if all(abs(number) < float("inf") for number in numbers):
             return
-        every, present = range(self.num_tasks), self.present
-        index = every if isinstance(present, slice) else present.tolist()
-        for i, number in zip(index, numbers, strict=True):
+        for i, number in zip(self.index, numbers, strict=True):
             if not abs(number) < float("inf"):
                 raise ValueError(
                     f"The gradient of task {self.tasks[i]!r} is not finite (its size is "

@@ -70,8 +70,7 @@ class VQGAN(GramStrategy):
         self.start_step = start_step
 
     def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
-        is_main = torch.tensor([task == self.main for task in self.tasks])
-        is_main = is_main[self.present if isinstance(self.present, slice) else self.present.cpu()]
+        is_main = torch.tensor([self.tasks[i] == self.main for i in self.index])
         weight = self.weight if self.step >= self.start_step else 0.0
         if not is_main.any():
             return torch.full_like(losses, weight)

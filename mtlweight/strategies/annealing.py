@@ -78,10 +78,8 @@ class LRA(GradientStrategy):
 
     def combine(self, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | Parts]:
         ratios = self.ratios[self.present]
-        every = list(range(self.num_tasks))
-        tasks = every if isinstance(self.present, slice) else self.present.tolist()
         if gradients.shape[1]:
-            main = tasks.index(self.main) if self.main in tasks else None
+            main = self.index.index(self.main) if self.main in self.index else None
             peak, means = self._peak_and_means(gradients, main)
             self.refuse_infinite(means)
             known = (peak > 0) & (means > 1e-30 * peak)

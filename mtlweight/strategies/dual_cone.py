@@ -30,8 +30,7 @@ class Preferring(GramStrategy):
         """Returns the preference for the tasks present, `[n]`."""
         if self.preference is None:
             return torch.full((count,), 1 / count, dtype=torch.float64)
-        here = self.present if isinstance(self.present, slice) else self.present.cpu()
-        return self.preference[here]
+        return self.preference[self.index]
 
 
 class UPGrad(Preferring):

@@ -12,7 +12,7 @@ from mtlweight.distributed import average_over_ranks
 from mtlweight.inputs import Losses, Metrics, read_counts, read_losses
 from mtlweight.loss_strategy import LossStrategy
 from mtlweight.options import NonNegative, Options, Positive, Tasks
-from mtlweight.running import Adam, updated
+from mtlweight.running import Adam, sent, updated
 from mtlweight.strategies.fixed import per_task
 
 
@@ -140,13 +140,13 @@ class FAMO(LossStrategy):
                 "the latest one: call strategy(losses) first, then backward and optimizer.step()."
             )
         self._follow(step.values.device)
-        self.late_errors.raise_ready()
+        self._raise_late(self.late_errors.raise_ready)
         with self.undone_if_refused():
             step = average_over_ranks(self.num_tasks, step, numbers)
             good = self._check_values(step)
             before = self.buffers_now()
             if len(step.index) < self.num_tasks:
-                self.present = torch.tensor(step.index, device=step.seen.device)
+                self.present = sent(torch.tensor(step.index), step.seen)
             try:
                 self._learn(step.seen)
             finally:

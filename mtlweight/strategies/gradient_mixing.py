@@ -107,7 +107,8 @@ class GradientNoise(MemoryStrategy):
         return samples
 
     def _here(self) -> Index:
-        return self.present if isinstance(self.present, slice) else self.present.cpu()
+        every = len(self.index) == self.num_tasks
+        return slice(None) if every else torch.tensor(self.index)
 
     def _samples(self, n: int) -> Tensor:
         """Returns the number of samples behind each gradient, over all ranks, `[n]`."""

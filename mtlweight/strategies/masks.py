@@ -122,8 +122,8 @@ class GradDrop(GradientStrategy):
             ],
             dim=1,
         )
-        if not kept.sum().isfinite():
-            self.refuse_infinite(sizes_of(gradients))
+        if not sum_over_ranks(kept.sum()).isfinite():
+            self.refuse_infinite(sum_over_ranks(sizes_of(gradients)))
         seen = sample_of(gradients)
         weights = _shares(seen, sample_of(kept), 1.0, over_ranks=True).to(losses)
         return weights, Parts(torch.ones_like(weights), kept)

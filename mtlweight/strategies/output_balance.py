@@ -14,7 +14,7 @@ from mtlweight.loss_strategy import among
 from mtlweight.options import GramOptions, OptionError, Past, Positive, Tasks
 from mtlweight.running import updated
 from mtlweight.strategies.fixed import per_task
-from mtlweight.task_gradients import Rows, TaskGradients
+from mtlweight.task_gradients import Taken, TaskGradients
 
 
 class EnCodec(GramStrategy):
@@ -106,38 +106,11 @@ class EnCodec(GramStrategy):
     def _gram(self, gradients: TaskGradients) -> Tensor:
         """Returns the inner products, and notes the mean length of the items of features."""
         gram = super()._gram(gradients)
-        self.lengths = (
-            _item_lengths(gradients)
-            if isinstance(gradients, Rows) and gradients.of_features
-            else None
-        )
+        self.lengths = None
+        if gradients.of_features:
+            assert isinstance(gradients, Taken)
+            lengths = gradients.item_lengths()
+            items = lengths.new_tensor([lengths.shape[1]])
+            sums = sum_over_ranks(torch.cat([lengths.sum(1), items])).cpu().double()
+            self.lengths = sums[:-1] / sums[-1] / world_size()
         return gram
-
-
-def _item_lengths(gradients: Rows) -> Tensor:
-    """Returns the length of each gradient, the mean of those of the items, `[n]`, on the host."""
-    shapes = [tensor.shape for tensor in gradients.columns]
-    numbers = {shape[0] if shape else 1 for shape in shapes}
-    if len(numbers) > 1:
-        raise ValueError(
-            f"The features in `shared` are of {sorted(numbers)} items, dimension 0 of each: "
-            "give features of the same batch, or `shared=encoder.parameters()`."
-        )
-    items, rows = numbers.pop(), gradients.rows
-    per_item = torch.stack(
-        [
-            _lengths(piece.reshape(len(rows), items, -1))
-            for piece in torch.split(rows, [shape.numel() for shape in shapes], dim=1)
-        ]
-    ).square()
-    sums = torch.cat([per_item.sum(0).sqrt().sum(1), per_item.new_tensor([items])])
-    sums = sum_over_ranks(sums).cpu().double()
-    return sums[:-1] / sums[-1] / world_size()
-
-
-def _lengths(x: Tensor) -> Tensor:
-    """Returns the lengths over the last dimension, in float64 where float32 could not square."""
-    found: Tensor = torch.linalg.vector_norm(x, dim=-1)
-    if x.device.type != "mps" and not bool(((found > 1e-15) & (found < 1e15)).all()):
-        found = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
-    return found

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtlweight.loss_strategy import LossWeighting
 from mtlweight.options import Options, Seed, Tasks
+from mtlweight.running import sent
 
 
 class RLW(LossWeighting):
@@ -37,5 +38,5 @@ class RLW(LossWeighting):
         self.seed = seed
 
     def weights_of(self, losses: Tensor) -> Tensor:
-        x = torch.randn(self.num_tasks, generator=self.generator()).to(losses)
-        return x[self.present].softmax(0)
+        x = torch.randn(self.num_tasks, generator=self.generator())
+        return sent(x[self.index].softmax(0), losses)

@@ -10,7 +10,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from mtlweight.distributed import sum_over_ranks, world_size
+from mtlweight.distributed import length_over_ranks, sum_over_ranks, world_size
 from mtlweight.inputs import Losses, Step
 from mtlweight.look_ahead import Surroundings, held_out_gradient
 from mtlweight.options import NonNegative, Options, Tasks
@@ -18,6 +18,7 @@ from mtlweight.sample_losses import mean_loss, read_samples
 from mtlweight.slopes import BackwardSlopes, ForwardSlopes, trainable, unit
 from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import Shared
+from mtlweight.task_gradients.passes import backward_pass
 from mtlweight.task_gradients.shared_leaves import walk
 
 
@@ -294,6 +295,8 @@ class SLGrad(Strategy):
         found = self._gradients(step, shared, weighted_heads=True, remembered=False)
         gram = self._gram(found)
         places = Surroundings([x for x in found.sought.shared if x.requires_grad], every.detach())
-        mine = places.gradients([world_size() * (before * every).sum()], "losses")
-        length: Tensor = torch.linalg.vector_norm(mine)
-        return self._stretch(weights, gram, length)
+        total = world_size() * (before * every).sum()
+        mine = places.joined(backward_pass([total], [torch.ones_like(total)], places.leaves))
+        if not found.of_features:
+            mine = sum_over_ranks(mine) / world_size()
+        return self._stretch(weights, gram, length_over_ranks(mine, found.of_features))

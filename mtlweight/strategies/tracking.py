@@ -213,7 +213,7 @@ class MConFIG(MemoryStrategy):
     def _refresh(self, gradients: Tensor) -> None:
         """Takes the gradient of the task whose turn it is into its average."""
         turn = self._turn()
-        task = turn if isinstance(self.present, slice) else int(self.present[turn])
+        task = self.index[turn]
         past = widened(self.averages, gradients)
         averages = self.workspace.borrow(self.num_tasks, past.shape[1], past).copy_(past)
         averages[task] = torch.lerp(gradients[turn], averages[task], self.beta1)

@@ -1,6 +1,6 @@
 """Task gradients: taken once for each loss, and sent on by the scalar that is returned."""
 
-from mtlweight.task_gradients.base import TaskGradients
+from mtlweight.task_gradients.base import Taken, TaskGradients
 from mtlweight.task_gradients.parts import Parts
 from mtlweight.task_gradients.rows import Rows
 from mtlweight.task_gradients.shared_leaves import SharedLeaves
@@ -13,6 +13,7 @@ __all__ = [
     "Rows",
     "Shared",
     "SharedLeaves",
+    "Taken",
     "TaskGradients",
     "Workspace",
     "listed",

@@ -17,7 +17,6 @@ class TaskGradients(ABC):
 
     def __init__(self, sought: Sought) -> None:
         self.sought = sought
-        self.unused = True
 
     @property
     def complete(self) -> bool:
@@ -58,6 +57,16 @@ class Taken(TaskGradients):
     def __init__(self, sought: Sought) -> None:
         super().__init__(sought)
         self.own_gradients: list[list[tuple[Tensor, Tensor]]] = []
+
+    @abstractmethod
+    def item_lengths(self) -> Tensor:
+        """Returns the lengths of the gradients of each of the N items of features, `[n, N]`.
+
+        Items are told by dimension 0. In float64 where there is.
+
+        Raises:
+            ValueError: The features are of unequal numbers of items.
+        """
 
     def _keep_own(self, task: int, found: dict[int, Tensor]) -> None:
         """Notes the gradients of a task outside of what is shared."""

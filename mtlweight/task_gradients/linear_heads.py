@@ -73,7 +73,6 @@ class HeadProducts(Taken):
         super().__init__(sought)
         edges = [head.edge for head in heads]
         found, at_edges = sought.of_all(edges)
-        self.unused = all(gradient is None for gradient in at_edges)
         weights = [head.weight for head in heads]
         columns = [
             weight.new_zeros(len(sought.shared[0]), weight.shape[1]) if d is None else d
@@ -97,6 +96,14 @@ class HeadProducts(Taken):
             gram, _ = self._products(*(x.to(widest(x)) for x in (self._outputs, self._weights)))
         total = products_over_ranks(torch.from_numpy(gram), self._outputs.device)
         return without_rounding(total)
+
+    def item_lengths(self) -> Tensor:
+        """Returns the lengths of each item's gradients; see `Taken`."""
+        d, w = (x.to(widest(x)) for x in (self._outputs, self._weights))
+        between = torch.where(self._tasks[:, None] == self._tasks, w.T @ w, 0.0)
+        squares = (d @ between) * d  # [N, K]
+        n = len(self.sought.names)
+        return squares.new_zeros(n, len(d)).index_add(0, self._tasks, squares.T).clamp_min(0).sqrt()
 
     def _products(self, d: Tensor, w: Tensor) -> tuple[Array, Array]:
         """Returns the inner products `[T, T]`, and what the squared lengths are at most, `[T]`."""

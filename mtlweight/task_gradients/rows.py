@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlweight.distributed import products_over_ranks, sum_over_ranks, world_size
-from mtlweight.products import gram_of, without_rounding
+from mtlweight.products import gram_of, widest, without_rounding
 from mtlweight.task_gradients.base import Taken
 from mtlweight.task_gradients.layers import Layer, Linear
 from mtlweight.task_gradients.parts import Parts
@@ -66,7 +66,6 @@ class Rows(Taken):
         sought, own = self.sought, self.sought.own_of(task)
         scale = None if sought.step.scales is None else sought.step.scales[task]
         found, at_edges = sought.of_task(task, [*copied, *own], [layer.edge for layer in layers])
-        self.unused &= all(gradient is None for gradient in at_edges)
         pieces = torch.split(self.rows[task], self._sizes)
         places = {id(t): piece for t, piece in zip(self.columns, pieces, strict=True)}
         for layer, gradient in zip(layers, at_edges, strict=True):
@@ -79,7 +78,6 @@ class Rows(Taken):
             layer.take(task, len(sought.names), None)
         gradients = [(places.pop(id(t)), found[id(t)]) for t in copied if id(t) in found]
         if gradients:
-            self.unused = False
             torch._foreach_copy_(
                 [place.view_as(gradient) for place, gradient in gradients],
                 [gradient for _, gradient in gradients],
@@ -102,7 +100,6 @@ class Rows(Taken):
                 to.add_(gradient)
 
         found = self.sought.of_branches(receive)
-        self.unused = len(missing) == len(pieces) * len(self._sizes)
         for task, place in missing:
             pieces[task][place].zero_()
         for task in range(len(pieces)):
@@ -116,6 +113,23 @@ class Rows(Taken):
         if self.sought.of_features:
             gram = products_over_ranks(gram, self.rows.device)
         return without_rounding(gram)
+
+    def item_lengths(self) -> Tensor:
+        """Returns the lengths of each item's gradients; see `Taken`."""
+        shapes = [tensor.shape for tensor in self.columns]
+        numbers = {shape[0] if shape else 1 for shape in shapes}
+        if len(numbers) > 1:
+            raise ValueError(
+                f"The features in `shared` are of {sorted(numbers)} items, dimension 0 of each: "
+                "give features of the same batch, or `shared=encoder.parameters()`."
+            )
+        n, items, wide = len(self.rows), numbers.pop(), widest(self.rows)
+        lengths = [
+            torch.linalg.vector_norm(piece.reshape(n, items, -1), dim=2, dtype=wide)
+            for piece in torch.split(self.rows, self._sizes, dim=1)
+        ]
+        found: Tensor = torch.linalg.vector_norm(torch.stack(lengths), dim=0)
+        return found
 
     def spend(self, value: Tensor, weights: Tensor, head_weights: Tensor) -> Tensor:
         """Returns the scalar; see `TaskGradients`."""

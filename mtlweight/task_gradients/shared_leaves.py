@@ -58,7 +58,6 @@ class SharedLeaves:
             return
         found, expected = [list(leaf.shape) for leaf in self], self.expected
         if found != expected and (in_order or sorted(found) != sorted(expected)):
-            self._seen, self._shared = {}, {}
             raise ValueError(
                 "The tasks of this step do not show again what was shared when the state was "
                 "saved: begin with a batch of every task, or give `shared=encoder.parameters()` "
@@ -81,6 +80,12 @@ class SharedLeaves:
         self._seen = {key: entry for key, entry in self._seen.items() if entry[0]() is not None}
         self._shared = {key: ref for key, ref in self._shared.items() if ref() is not None}
 
+    def copy(self) -> SharedLeaves:
+        """Returns the same in a new object, which may change alone."""
+        copy = SharedLeaves(self.sole_task, self.expected)
+        copy._seen, copy._shared = dict(self._seen), dict(self._shared)
+        return copy
+
     def __reduce__(self) -> tuple[type[SharedLeaves], tuple[bool]]:
         return SharedLeaves, (self.sole_task,)
 
@@ -101,6 +106,12 @@ class Graph:
     users: dict[Node, list[Node]]
     accumulators: dict[int, Node]
     reached: dict[Node, int]
+
+    def reaches(self, tensor: Tensor) -> bool:
+        """Tells whether a loss depends on a leaf, or on a feature where the walk was to stop."""
+        if tensor.is_leaf:
+            return id(tensor) in self.accumulators
+        return node_of(tensor) in self.reached
 
 
 def walk(roots: Sequence[Root], stops: Sequence[Tensor] = ()) -> Graph:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from mtlweight.distributed import sum_over_ranks
 from mtlweight.inputs import Root, Step
 from mtlweight.task_gradients.branches import Branch, find_branches
 from mtlweight.task_gradients.passes import backward_pass
@@ -30,7 +31,6 @@ class Sought:
         complete: Whether `shared` and `own` are all that the losses depend on. If not, the leaves
             below `shared` still wait for a backward of the weighted losses.
         graph: The graph of the losses.
-        given: Whether `shared` was given, not found.
         taken: Gradients that had to be taken already, by task and identity of the leaf.
         branches: Where the tasks part, if what lies above is each one's own: then one pass through
             all of it tells their gradients apart.
@@ -42,7 +42,6 @@ class Sought:
     own: list[tuple[Tensor, int]]
     complete: bool
     graph: Graph
-    given: bool = False
     taken: list[dict[int, Tensor]] = field(default_factory=list)
     branches: list[Branch] | None = None
 
@@ -151,7 +150,8 @@ def seek(
         remembered: Whether the place of an entry in the rows is remembered from step to step.
 
     Raises:
-        ValueError: The features given overlap, or other leaves are shared than a saved state has.
+        ValueError: No loss depends on what was given as shared, the features given overlap, or
+            other leaves are shared than a saved state has.
         RuntimeError: The graph was freed, or can't be walked a second time.
     """
     roots, index = step.roots, step.index
@@ -174,6 +174,12 @@ def seek(
             known.check_expected(in_order=remembered)
         points = list(known)
     else:
+        if not any(tensor.requires_grad and graph.reaches(tensor) for tensor in given):
+            raise ValueError(
+                f"None of the losses of {', '.join(names)} depends on `shared`: give the very "
+                "parameters or features that the forward pass used, not a copy, or leave `shared` "
+                "out."
+            )
         # What was trainable once keeps its place, so that memories of gradients still fit.
         for tensor in given:
             if tensor.is_leaf and tensor.requires_grad:
@@ -186,7 +192,7 @@ def seek(
     outside = [(leaf, mask) for leaf, mask in masks if id(leaf) not in in_points]
     complete = not (weighted_heads and any(mask.bit_count() > 1 for _, mask in outside))
     own = outside if complete else []
-    sought = Sought(step, names, points, own, complete, graph, given is not None, taken)
+    sought = Sought(step, names, points, own, complete, graph, taken)
     if sought.of_features:
         sought.branches = find_branches(graph, points, sought.own)
     return sought
@@ -254,18 +260,17 @@ def _elements_of_a_vector(roots: Sequence[Root]) -> bool:
 def _moved(
     masks: Sequence[tuple[Tensor, int]], taken: Sequence[dict[int, Tensor]]
 ) -> list[tuple[Tensor, int]]:
-    """Returns the leaves with the tasks that have a gradient other than zero there."""
-    flags = torch.stack(
-        [
-            torch.stack(
-                [g[id(leaf)].any() if id(leaf) in g else torch.tensor(False) for g in taken]
-            )
-            for leaf, _ in masks
-        ]
-    ).tolist()
+    """Returns the leaves with the tasks that have a gradient other than zero there, on any rank."""
+
+    def moves(leaf: Tensor, gradients: dict[int, Tensor]) -> Tensor:
+        gradient = gradients.get(id(leaf), leaf.new_zeros(()))
+        return gradient.any().float()
+
+    flags = torch.stack([torch.stack([moves(leaf, g) for g in taken]) for leaf, _ in masks])
+    rows = sum_over_ranks(flags).tolist()
     return [
-        (leaf, sum(1 << task for task, moves in enumerate(row) if moves))
-        for (leaf, _), row in zip(masks, flags, strict=True)
+        (leaf, sum(1 << task for task, count in enumerate(row) if count))
+        for (leaf, _), row in zip(masks, rows, strict=True)
     ]
 
 

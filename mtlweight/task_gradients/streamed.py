@@ -68,7 +68,6 @@ class Chunked(Streamed):
         self._gram = torch.zeros(n, n, dtype=torch.float64)
         for group in _groups(sought.shared, chunk):
             part = Rows(replace(sought, shared=group, own=[], complete=False), workspace)
-            self.unused &= part.unused
             self._gram += part.gram()
             del part
 

@@ -23,7 +23,7 @@ def task_gradients(
     read: Collection[int] | None = None,
     streamed: bool = False,
 ) -> TaskGradients:
-    """Returns the gradient of each loss, by one backward pass a task.
+    """Returns the gradient of each loss, or what tells as much.
 
     Args:
         sought: What the gradients are taken of.
@@ -35,32 +35,18 @@ def task_gradients(
         streamed: Whether the weights are known already, so that no task needs a pass of its own.
 
     Raises:
-        ValueError: No loss depends on what was given as shared.
         RuntimeError: The graph was freed, or can't be walked a second time.
     """
-    gradients: TaskGradients
     if streamed:
-        gradients = Streamed(sought)
-    elif layers and (heads := linear_heads(sought)):
-        gradients = HeadProducts(sought, heads)
-    elif chunk is not None and not sought.of_features:
-        gradients = Chunked(sought, chunk)
-    else:
-        found: list[Layer] = []
-        if not sought.taken and not sought.of_features:
-            asked = {id(tensor): tensor for tensor in sought.shared if tensor.requires_grad}
-            found = find_layers(sought.graph, asked)
-        gradients = Rows(
-            sought,
-            workspace,
-            found,
-            read,
-            # The products of averages over ranks are no sums over samples.
-            only_products=layers and world_size() == 1,
-        )
-    if sought.given and gradients.unused and not streamed:
-        raise ValueError(
-            f"None of the losses of {', '.join(sought.names)} depends on `shared`: give the very "
-            "parameters or features that the forward pass used, not a copy, or leave `shared` out."
-        )
-    return gradients
+        return Streamed(sought)
+    if layers and (heads := linear_heads(sought)):
+        return HeadProducts(sought, heads)
+    if chunk is not None and not sought.of_features:
+        return Chunked(sought, chunk)
+    found: list[Layer] = []
+    if not sought.taken and not sought.of_features:
+        asked = {id(tensor): tensor for tensor in sought.shared if tensor.requires_grad}
+        found = find_layers(sought.graph, asked)
+    # The products of averages over ranks are no sums over samples.
+    only_products = layers and world_size() == 1
+    return Rows(sought, workspace, found, read, only_products=only_products)

@@ -72,6 +72,10 @@ class Every(Wrapper):
         self.left = self.steps - 1
         return self.reweighed(step, inner.weights, inner.spend, inner.value)
 
+    def after_bad_step(self) -> None:
+        """Computes anew: the bad step may have been the one to compute."""
+        self.left = 0
+
     def close_epoch(self, metrics: Metrics | None) -> None:
         """Closes the inner epoch; the next begins with new weights."""
         super().close_epoch(metrics)

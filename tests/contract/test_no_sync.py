@@ -34,6 +34,44 @@ def presents() -> Iterator[tuple[str, ...]]:
     yield from (TASKS, ("a", "c"), TASKS)
 
 
+class _NoWaitingCopies(TorchDispatchMode):
+    """Refuses copies from the host that the host waits for."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.overloadpacket is torch.ops.aten._to_copy and out.is_meta and not args[0].is_meta:
+            assert kwargs.get("non_blocking"), "a copy to the device waits for it"
+        if func.overloadpacket is torch.ops.aten.copy_ and out.is_meta and not args[1].is_meta:
+            assert args[2:] == (True,), "a copy to the device waits for it"
+        return out
+
+
+@pytest.mark.parametrize("case", NEVER_WAIT, ids=str)
+def test_nothing_waits_for_a_copy(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.tensor(list, device=...)` copies so that the host waits."""
+    make = torch.tensor
+
+    def tensor(*args: Any, **kwargs: Any) -> Tensor:
+        assert kwargs.get("device") is None, "torch.tensor(..., device=...) waits for the device"
+        return make(*args, **kwargs)
+
+    network = Network().to("meta")
+    strategy = case.build(TASKS).to("meta")
+    monkeypatch.setattr(torch, "tensor", tensor)
+    for present in presents():
+        x, targets = batch()
+        _, losses = losses_of(
+            network, (x.to("meta"), {t: y.to("meta") for t, y in targets.items()})
+        )
+        with _NoWaitingCopies():
+            strategy({task: losses[task] for task in present}).backward()
+    with _NoWaitingCopies():
+        strategy.eval()({task: losses[task] for task in ("a", "c")})
+
+
 @pytest.mark.parametrize("case", NEVER_WAIT, ids=str)
 def test_a_run_without_values(case: Case) -> None:
     """On the meta device tensors have no values: whoever reads one fails."""
@@ -228,8 +266,8 @@ def test_no_step_waits_for_a_gpu(case: Case) -> None:
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(3):
+        for present in presents():
             _, losses = losses_of(network, data)
-            strategy(losses).backward()
+            strategy({task: losses[task] for task in present}).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

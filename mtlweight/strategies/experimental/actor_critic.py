@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlweight.running import Adam
+from mtlweight.running import Adam, sent
 
 
 class SoftActorCritic(nn.Module):
@@ -118,7 +118,7 @@ class SoftActorCritic(nn.Module):
         """Returns actions `[B, T]` for states, and the logarithms of their densities, `[B]`."""
         mean, log_std = perceptron(actor, self.actor_sizes, state).chunk(2, dim=1)
         log_std = log_std.clamp(-20, 2)
-        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        noise = sent(torch.randn(mean.shape, generator=generator), mean)
         u = mean + log_std.exp() * noise
         return len(u[0]) * u.softmax(1), softmax_normal_log_prob(u, mean, log_std)
 

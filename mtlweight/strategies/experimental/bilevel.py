@@ -158,9 +158,7 @@ class Bilevel(_ReadsGradients):
             )
 
     def _names(self) -> list[str]:
-        if isinstance(self.present, slice):
-            return list(self.tasks)
-        return [self.tasks[i] for i in self.present.tolist()]
+        return [self.tasks[i] for i in self.index]
 
 
 def _leaves(shared: Shared | None) -> Shared | None:

@@ -140,7 +140,7 @@ class FORUM(Bilevel):
             by = by - self.learning_rate * gradient
             with self.losses_at(around, by, self.replay, "training") as found:
                 values = self._of_present(found, "training")
-                places = [found.index.index(i) for i in self._present_index()]
+                places = [found.index.index(i) for i in self.index]
                 now = found.seen[places].cpu().double()
                 if not sigma @ now < sigma @ best:
                     break
@@ -160,18 +160,13 @@ class FORUM(Bilevel):
 
     def _of_present(self, found: Found, option: str) -> list[Tensor]:
         """Returns the losses of the tasks present, attached."""
-        missing = [self.tasks[i] for i in self._present_index() if i not in found.index]
+        missing = [self.tasks[i] for i in self.index if i not in found.index]
         if missing:
             raise ValueError(
                 f"`{option}` returns no loss of task {missing[0]!r}, which is in the training "
                 "batch: let it return those of all tasks that are."
             )
-        return [found.values[found.index.index(i)] for i in self._present_index()]
-
-    def _present_index(self) -> list[int]:
-        if isinstance(self.present, slice):
-            return list(range(self.num_tasks))
-        return [int(i) for i in self.present]
+        return [found.values[found.index.index(i)] for i in self.index]
 
 
 def shares(gram: Tensor, overlaps: Tensor, square: Tensor, rate: float, moves: Tensor) -> Tensor:

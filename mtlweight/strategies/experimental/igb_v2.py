@@ -11,7 +11,7 @@ from torch import Tensor
 from mtlweight.inputs import Metrics
 from mtlweight.loss_strategy import LossStrategy
 from mtlweight.options import Options, Past, Positive, Seed, Share, Tasks
-from mtlweight.running import RunningMean, updated
+from mtlweight.running import RunningMean, sent, updated
 from mtlweight.strategies.experimental.actor_critic import SoftActorCritic
 from mtlweight.strategies.geometric import safe_log
 from mtlweight.strategies.loss_trends import relative
@@ -145,7 +145,8 @@ class IGBv2(LossStrategy):
         if self.recorded and self.epoch >= self.update_after and not self.step % self.update_every:
             self._learn(generator)
         if self.epoch < self.random_epochs:
-            action = self.num_tasks * torch.randn(self.num_tasks, generator=generator).softmax(0)
+            drawn = torch.randn(self.num_tasks, generator=generator).softmax(0)
+            action = self.num_tasks * sent(drawn, seen)
         else:
             action = self.agent.act(relative(self.latest_losses, self.bases), generator)
         action = action.to(self.latest_action)
@@ -172,7 +173,7 @@ class IGBv2(LossStrategy):
         filled = self.count.clamp(1, memory)
         for _ in range(max(1, int(self.update_every * k / 2))):
             draws = torch.rand(max(1, int(self.batch_size * k / 2)), generator=generator)
-            places = (draws.to(self.transitions) * filled).long().clamp_max(filled - 1)
+            places = (sent(draws, self.transitions) * filled).long().clamp_max(filled - 1)
             rows = self.transitions[places]
             state, action, reward, following = torch.split(rows, [size, size, 1, size], dim=1)
             self.agent.learn((state, action, reward[:, 0], following), generator)
