@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import mtlweight
 from tests.contract.strategies import (
     BY_NAME,
     CASES,
@@ -35,10 +36,17 @@ STEPS = 3
 EVEN = {"a": (4, 4), "b": (4, 4), "c": (4, 4)}
 UNEVEN = {"a": (5, 1), "b": (2, 4), "c": (3, 3)}
 PARTIAL = {"a": (4, 0), "b": (3, 2), "c": (0, 5)}
+LACKING = {"a": (4, 4), "b": (3, 2), "c": (0, 5)}
 
 WITHOUT_COUNTS = [BY_NAME[name] for name in ("equal", "dwa", "log_equal", "pcgrad", "db_mtl")]
 
+EQUAL_NORM = ("dwa", "mgda", "db_mtl", "excess_mtl", "graddrop", "trimmed_mean")
+
 Data = dict[str, tuple[Tensor, Tensor]]
+
+
+def equal_norm(name: str) -> Case:
+    return Case(name, lambda tasks: mtlweight.build(name, tasks, rescale="equal-norm"))
 
 
 def data_of(step: int, counts: dict[str, tuple[int, ...]], rank: int | None) -> Data:
@@ -125,12 +133,40 @@ def bad_value(case: Case, rank: int) -> str:
 def absent_on_one(case: Case, rank: int) -> str:
     """Returns what a rank hears when a task whose gradient is needed is absent from one."""
     strategy = case.build(TASKS)
-    _, losses = Split()(data_of(0, PARTIAL, rank))
+    _, losses = Split()(data_of(0, LACKING, rank))
     try:
         strategy(losses)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "accepted"
+
+
+def infinite_on_one(case: Case, rank: int, features: bool) -> str:
+    """Returns what a rank hears when only another one's gradient is not finite."""
+    strategy = case.build(TASKS)
+    shared, losses = Split()(data_of(0, EVEN, rank))
+    if rank == 1:
+        losses["b"] = losses["b"] + (0 * shared).sum().abs().sqrt()
+    try:
+        strategy(losses, shared=shared if features else None)
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def dead_on_one(rank: int | None) -> Tensor:
+    """Returns weights where what is shared is told by gradients, and one branch has none."""
+    torch.manual_seed(0)
+    trunk, branch, head = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 2)
+    with torch.no_grad():
+        branch.weight.fill_(1.0)
+        branch.bias.fill_(-1.0)
+    x = torch.rand(8, 6)
+    x[4:] *= -1  # where the branch is dead
+    x = x if rank is None else x[4 * rank : 4 * rank + 4]
+    strategy = BY_NAME["mgda"].build(("a", "b"))
+    strategy(head(trunk(x) + branch(x).relu()).square().mean(0))
+    return strategy.weights
 
 
 def _ddp(model: nn.Module) -> nn.Module:
@@ -167,7 +203,16 @@ def worker(rank: int, folder: str) -> None:
             )
         elif not case.looks_ahead:
             note(f"partial/{case}", lambda case=case: train(case, PARTIAL, rank))
-    note("absent", lambda: absent_on_one(BY_NAME["pcgrad"], rank))  # may hang the group: last
+    for name in EQUAL_NORM:
+        case = equal_norm(name)
+        note(f"equal/{case}", lambda case=case: train(case, UNEVEN, rank, wrap=_ddp, features=True))
+    note("dead", lambda: dead_on_one(rank))
+    # What follows may hang the group.
+    note("absent", lambda: absent_on_one(BY_NAME["pcgrad"], rank))
+    for case in OF_GRADIENTS:
+        for features in (False, True):
+            key = f"infinite/{case}/{features}"
+            note(key, lambda case=case, way=features: infinite_on_one(case, rank, way))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -227,3 +272,27 @@ def test_all_ranks_refuse_an_absent_gradient(ranks: list[dict[str, Any]]) -> Non
     for rank in ranks:
         assert rank["absent"].startswith("ValueError"), rank["absent"]
         assert "absent" in rank["absent"]
+
+
+@pytest.mark.parametrize("features", [False, True], ids=["parameters", "features"])
+@pytest.mark.parametrize("case", OF_GRADIENTS, ids=str)
+def test_all_ranks_refuse_an_infinite_gradient(
+    ranks: list[dict[str, Any]], case: Case, features: bool
+) -> None:
+    for rank in ranks:
+        heard = rank[f"infinite/{case}/{features}"]
+        assert "gradient of task 'b' is not finite" in heard or (
+            case.in_turn and not features and heard == "accepted"  # it was the turn of another
+        )
+
+
+@pytest.mark.parametrize("name", EQUAL_NORM)
+def test_equal_norm_of_features(ranks: list[dict[str, Any]], name: str) -> None:
+    case = equal_norm(name)
+    one = train(case, UNEVEN, None, features=True)
+    same(ranks, f"equal/{case}", one, values=True)
+
+
+def test_what_is_shared_is_told_by_the_gradients_of_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        torch.testing.assert_close(rank["dead"], dead_on_one(None), rtol=1e-5, atol=1e-6)

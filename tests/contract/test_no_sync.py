@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtlweight import Strategy
+from mtlweight import UWO, Every, Smoothed, Strategy
 from mtlweight.late_errors import LateErrors
 from tests.contract.strategies import (
     BY_NAME,
@@ -219,6 +219,19 @@ def test_flags_do_not_pile_up(case: Case) -> None:
     for module in strategy.modules():
         if isinstance(module, Strategy):
             assert len(module.late_errors._watches) <= 1
+
+
+@pytest.mark.usefixtures("pretended_accelerator")
+@pytest.mark.parametrize("outer", [lambda every: every, lambda every: Smoothed(0.5, every)])
+def test_weights_are_not_held_after_a_bad_computation(outer: Any) -> None:
+    network, strategy = Network(), outer(Every(9, UWO(TASKS)))
+    _step(strategy, network, 0, torch.nan)
+    with pytest.raises(ValueError, match="nan"):
+        _step(strategy, network, 1)
+    _step(strategy, network, 2)
+    twin = outer(Every(9, UWO(TASKS)))
+    _step(twin, network, 2)
+    assert torch.equal(strategy.weights, twin.weights)
 
 
 @pytest.mark.usefixtures("pretended_accelerator")

@@ -249,8 +249,9 @@ def test_a_refused_call_leaves_no_trace(case: Case, bad: str) -> None:
     if bad == "shared":
         if not case.gradients:
             return
+        stranger = torch.zeros(3, requires_grad=True)
         with pytest.raises(ValueError, match="shared"):
-            run.strategy(losses, shared=[torch.zeros(3, requires_grad=True)])
+            run.strategy(losses, shared=[stranger])
     elif bad == "counts":
         with pytest.raises((ValueError, TypeError), match="counts"):
             run.strategy(losses, counts={"x": 3})
@@ -297,9 +298,13 @@ def test_a_refused_load_leaves_no_trace(case: Case) -> None:
             run.strategy.load_state_dict(broken)
         assert same_bits(snapshot(run.strategy), before), f"half of a state without {key} was taken"
     broken = copy.deepcopy(good) | {"stranger": torch.zeros(1)}
+    for key, extra in broken.items():
+        if key.endswith("_extra_state") and "shared" in extra:
+            extra["shared"] = [[7]]  # of another network
     with pytest.raises((RuntimeError, ValueError)):
         run.strategy.load_state_dict(broken)
     assert same_bits(snapshot(run.strategy), before), "a state with a stranger was taken"
+    run.train(7, 8)
 
 
 def test_the_state_of_another_strategy_is_refused() -> None:

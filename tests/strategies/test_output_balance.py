@@ -54,6 +54,20 @@ def test_each_loss_moves_an_item_by_its_ratio() -> None:
     torch.testing.assert_close(d, wanted, rtol=1e-6, atol=1e-7)
 
 
+def test_items_are_told_apart_where_heads_are_linear() -> None:
+    """Then the gradients of features are never written out."""
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(8, 256), nn.ModuleList(nn.Linear(256, width) for width in (1, 3, 2))
+    z = trunk(torch.randn(64, 8))
+    losses = [(i + 1) * head(z).square().mean() for i, head in enumerate(heads)]
+    lengths = [
+        torch.autograd.grad(loss, z, retain_graph=True)[0].norm(dim=1).mean() for loss in losses
+    ]
+    strategy = EnCodec(3)
+    strategy(losses, shared=z)
+    torch.testing.assert_close(strategy.weights, 1 / (3 * torch.stack(lengths)), rtol=1e-5, atol=0)
+
+
 def test_the_mean_length_forgets_and_is_not_biased() -> None:
     strategy, beta = EnCodec(("a", "b", "c"), beta=0.7), 0.7
     sums, counts = torch.zeros(3).double(), torch.zeros(3).double()

@@ -160,6 +160,15 @@ def test_m_config_reads_one_task_a_step() -> None:
         assert torch.equal(d, other)
 
 
+def test_m_config_goes_on_where_a_task_does_not_use_what_is_shared() -> None:
+    network, strategy = Network(), MConFIG(TASKS)
+    for step in range(4):
+        _, losses = losses_of(network, batch(step))
+        losses["b"] = network.heads["b"].weight.square().sum()
+        strategy(losses, shared=network.trunk.parameters()).backward()
+    assert strategy.turns.tolist() == [2, 1, 1]
+
+
 def test_m_config_walks_the_trunk_once_a_step() -> None:
     network, strategy = Network(), MConFIG(TASKS)
     for step in range(4):
