@@ -14,7 +14,16 @@ from mtlweight.inputs import Step
 from mtlweight.options import Chunk, GradientOptions, Heads, Options, Tasks
 from mtlweight.products import rounding_of
 from mtlweight.strategy import Strategy, Weighed
-from mtlweight.task_gradients import Parts, Rows, Shared, TaskGradients, listed
+from mtlweight.task_gradients import (
+    Parts,
+    Rows,
+    Shared,
+    Streamed,
+    TaskGradients,
+    listed,
+    products_of,
+    rows_of,
+)
 
 
 class _ReadsGradients(Strategy):
@@ -49,14 +58,8 @@ class _ReadsGradients(Strategy):
         chunk: int | None = None,
     ) -> Weighed:
         """Returns the weights that the Gram matrix and the losses ask for, by a given rule."""
-        gradients = self._gradients(
-            step,
-            shared,
-            weighted_heads=self.weights_heads,
-            remembered=False,
-            layers=True,
-            chunk=chunk,
-        )
+        sought = self._seek(step, shared, weighted_heads=self.weights_heads)
+        gradients = products_of(sought, self.workspace, chunk)
         gram = self._gram(gradients)
         self.rounding = rounding_of(gradients.sought.like.dtype)
         losses = step.seen.cpu().double()
@@ -68,10 +71,7 @@ class _ReadsGradients(Strategy):
         """Returns how to spend given weights; heads are treated as ever."""
         if self.weights_heads:
             return step.attach
-        gradients = self._gradients(
-            step, shared, weighted_heads=False, remembered=False, streamed=True
-        )
-        return self._spend_with(step, gradients)
+        return self._spend_with(step, Streamed(self._seek(step, shared, weighted_heads=False)))
 
     def _spend_with(
         self, step: Step, gradients: TaskGradients
@@ -153,14 +153,8 @@ class GradientStrategy(_ReadsGradients):
     def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
         """Returns the weights of the losses, to be spent with the gradient that goes with them."""
         # Its gradient is no weighted sum of losses, so every leaf needs the pass of each task.
-        gradients = self._gradients(
-            step,
-            shared,
-            weighted_heads=False,
-            remembered=self.ordered,
-            read=self.tasks_read(len(step.index)),
-        )
-        assert isinstance(gradients, Rows)
+        sought = self._seek(step, shared, weighted_heads=False, remembered=self.ordered)
+        gradients = rows_of(sought, self.workspace, self.tasks_read(len(step.index)))
         self.on_features = gradients.of_features
         gram = None
         if self.rescale == "equal-norm" or not (self.refuses_infinite or self._finite(gradients)):

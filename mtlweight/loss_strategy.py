@@ -12,7 +12,7 @@ from mtlweight.inputs import Metrics, Step, read_metrics
 from mtlweight.options import Options, Past, Tasks
 from mtlweight.running import Index
 from mtlweight.strategy import Strategy, Weighed
-from mtlweight.task_gradients import Shared
+from mtlweight.task_gradients import Shared, products_of
 
 
 class LossStrategy(Strategy):
@@ -41,8 +41,8 @@ class LossStrategy(Strategy):
         if self.rescale != "none":
             gram = None
             if self.rescale == "equal-norm":
-                how = {"weighted_heads": True, "remembered": False, "layers": True}
-                gram = self._gram(self._gradients(step, shared, **how))
+                sought = self._seek(step, shared, weighted_heads=True)
+                gram = self._gram(products_of(sought, self.workspace))
             weights, value = self._rescaled(weights, gram), None
         scalar = step.attach(value, weights)
         return Weighed(weights, scalar.detach() if value is None else value, step.attach, scalar)

@@ -39,8 +39,9 @@ class Options(TypedDict, total=False):
 
     `rescale` fixes the length of the weights: `"none"` keeps the paper's, `"one"` makes them sum to
     one, `"tasks"` to their number, `"equal-norm"` gives the shared gradient the length that equal
-    weights would give it. `check="now"` looks at values at once on every device; by default an
-    accelerator is never waited for, and a bad value is reported one step later.
+    weights would give it. `check="now"` looks at losses at once on every device; by default no
+    step waits for an accelerator to do so, and a bad loss is reported in a later step, by
+    strategies that read gradients at once.
     """
 
     rescale: Rescale
@@ -62,7 +63,7 @@ class GramOptions(GradientOptions, total=False):
 
     `chunk` is the largest number of entries of a task gradient to hold at a time: memory of T x
     chunk numbers in place of T x P, for a pass of each task per chunk, and one more at the end. By
-    default all are held.
+    default all are held, and those of features always.
     """
 
     chunk: Chunk | None

@@ -27,7 +27,7 @@ from mtlweight.late_errors import LateErrors
 from mtlweight.options import Check, Rescale, Tasks, checked, task_names
 from mtlweight.running import Index, RunningMean, filled, sent
 from mtlweight.state import Stateful
-from mtlweight.task_gradients import Shared, TaskGradients, seek, task_gradients
+from mtlweight.task_gradients import Shared, Sought, TaskGradients, seek
 from mtlweight.task_gradients.shared_leaves import SharedLeaves
 from mtlweight.task_gradients.workspace import Workspace
 
@@ -367,16 +367,10 @@ class Strategy(Stateful, ABC):
             goal = torch.full_like(length, 1 if self.rescale == "one" else self.num_tasks)
         return torch.where(length > 0, goal / length, 1.0)
 
-    def _gradients(
-        self,
-        step: Step,
-        shared: Shared | None,
-        *,
-        weighted_heads: bool,
-        remembered: bool,
-        **how: Any,
-    ) -> TaskGradients:
-        """Returns the task gradients; for the options see `seek` and `task_gradients`."""
+    def _seek(
+        self, step: Step, shared: Shared | None, *, weighted_heads: bool, remembered: bool = False
+    ) -> Sought:
+        """Returns what the task gradients are taken of; for the options see `seek`."""
         names = [self.tasks[i] for i in step.index]
         if step.scattered:
             raise ValueError(
@@ -389,7 +383,7 @@ class Strategy(Stateful, ABC):
             step, names, shared, known, weighted_heads=weighted_heads, remembered=remembered
         )
         self.shared_leaves = known
-        return task_gradients(sought, self.workspace, **how)
+        return sought
 
     def refuse_infinite(self, sizes: Tensor) -> None:
         """Refuses gradients of the tasks present whose sizes `[n]`, of any norm, are not finite.

@@ -19,7 +19,7 @@ Direction = bool | Mapping[str, bool]
 
 
 class DTP(MetricStrategy):
-    r"""Dynamic task prioritisation: favours the tasks that are difficult, by a metric in (0, 1].
+    r"""Dynamic task prioritisation: favours the tasks that are difficult, by a metric in [0, 1].
 
     $$w_i = -(1-\kappa_i)^\gamma \log \kappa_i$$
 
@@ -29,7 +29,7 @@ class DTP(MetricStrategy):
     weighs the samples within a task by the same rule; that belongs to the loss, which is the
     user's.
 
-    Use it when every task has a metric in (0, 1], such as an accuracy, and the difficult tasks
+    Use it when every task has a metric in [0, 1], such as an accuracy, and the difficult tasks
     should come first. Not when tasks have different ceilings: one that can reach no more than 0.5
     comes first for good, where `Achievement` asks what it could reach. Nor for metrics in dB.
 
@@ -38,6 +38,9 @@ class DTP(MetricStrategy):
         gamma: $\gamma$, the focus on difficult tasks.
         smoothing: The share of the past in the smoothed metrics.
         **options: See `Options`.
+
+    Raises:
+        ValueError: A metric is not between 0 and 1.
 
     Source: Guo et al., *Dynamic task prioritization for multitask learning*, ECCV 2018.
     """
@@ -149,7 +152,8 @@ class Achievement(MetricStrategy):
 
     Raises:
         OptionError: A reference is missing or not positive.
-        ValueError: A metric is not positive; with the geometric total, a loss is negative.
+        ValueError: A metric is negative, or zero where less of it is better; with the geometric
+            total, a loss is negative.
 
     Source: Yun & Cho, *Achievement-based training progress balancing for multi-task learning*, ICCV
     2023, with the exponents, margin and softmax of the authors' code.

@@ -15,7 +15,7 @@ from mtlweight.products import exact_products, row_products
 from mtlweight.running import updated
 from mtlweight.solvers import directed_min_norm_point, simplex_projection
 from mtlweight.strategy import Weighed
-from mtlweight.task_gradients import Rows, Shared, listed
+from mtlweight.task_gradients import Rows, Shared, listed, products_of, rows_of
 
 
 class _DoubleSampling(_ReadsGradients):
@@ -49,13 +49,9 @@ class _DoubleSampling(_ReadsGradients):
         if len(step.others) == 2 and self.rescale != "equal-norm":
             spend = self.spend_step(step, shared)  # no task needs a pass of its own
         else:
-            gradients = self._gradients(
-                step,
-                shared,
-                weighted_heads=self.weights_heads,
-                remembered=False,
-                layers=len(step.others) != 1,
-            )
+            sought = self._seek(step, shared, weighted_heads=self.weights_heads)
+            take = rows_of if len(step.others) == 1 else products_of
+            gradients = take(sought, self.workspace)
             gram = self._gram(gradients)
             spend = self._spend_with(step, gradients)
 
@@ -85,8 +81,8 @@ class _DoubleSampling(_ReadsGradients):
 
     def _rows(self, step: Step, shared: Shared | None) -> Rows:
         """Returns the gradients of a further batch, which are finite."""
-        gradients = self._gradients(step, shared, weighted_heads=True, remembered=False)
-        assert isinstance(gradients, Rows)
+        sought = self._seek(step, shared, weighted_heads=True)
+        gradients = rows_of(sought, self.workspace)
         if not gradients.rows.sum(1).isfinite().all():
             self.refuse_infinite(row_products(gradients.rows, gradients.rows).cpu())
         return gradients

@@ -53,7 +53,7 @@ class ExcessMTL(GradientStrategy):
         base_counts: Their number so far, `[T]`.
 
     Raises:
-        ValueError: What the tasks share has changed.
+        ValueError: What the tasks share has become less; what is added to it begins at zero.
 
     Source: He, Zhou, Zhang & Zhao, *Robust multi-task learning with excess risks*, ICML 2024, arXiv
     2402.02009, equations 6, 7 and 9.

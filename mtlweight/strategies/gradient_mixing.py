@@ -277,7 +277,7 @@ class VarianceAware(GradientNoise):
 
     Args:
         tasks: The names of the tasks, or their number.
-        weights: w, what the tasks are worth, not negative, of any scale; None for equal.
+        weights: w, what the tasks are worth, positive, of any scale; None for equal.
         smoothing: The share of the past in the mean gradients that noise is told by.
         **options: See `GradientOptions`.
 

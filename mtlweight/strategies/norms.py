@@ -91,7 +91,8 @@ class DBMTL(MemoryStrategy):
         averages: $\hat g$, `[T, P]`.
 
     Raises:
-        ValueError: A loss is negative; or what the tasks share has changed.
+        ValueError: A loss is negative; or what the tasks share has become less (what is added to it
+            begins at zero).
 
     Source: Lin et al., *Dual-balancing for multi-task learning*, arXiv 2308.12029, algorithm 1.
     """

@@ -17,7 +17,7 @@ from mtlweight.options import NonNegative, Options, Tasks
 from mtlweight.sample_losses import mean_loss, read_samples
 from mtlweight.slopes import BackwardSlopes, ForwardSlopes, trainable, unit
 from mtlweight.strategy import Strategy, Weighed
-from mtlweight.task_gradients import Shared
+from mtlweight.task_gradients import Shared, products_of
 from mtlweight.task_gradients.passes import backward_pass
 from mtlweight.task_gradients.shared_leaves import walk
 
@@ -292,11 +292,11 @@ class SLGrad(Strategy):
         """Returns what `rescale` multiplies the weights with."""
         if self.rescale != "equal-norm":
             return self._stretch(weights, None, None)
-        found = self._gradients(step, shared, weighted_heads=True, remembered=False)
-        gram = self._gram(found)
-        places = Surroundings([x for x in found.sought.shared if x.requires_grad], every.detach())
+        sought = self._seek(step, shared, weighted_heads=True)
+        gram = self._gram(products_of(sought, self.workspace))
+        places = Surroundings([x for x in sought.shared if x.requires_grad], every.detach())
         total = world_size() * (before * every).sum()
         mine = places.joined(backward_pass([total], [torch.ones_like(total)], places.leaves))
-        if not found.of_features:
+        if not sought.of_features:
             mine = sum_over_ranks(mine) / world_size()
-        return self._stretch(weights, gram, length_over_ranks(mine, found.of_features))
+        return self._stretch(weights, gram, length_over_ranks(mine, sought.of_features))

@@ -58,7 +58,7 @@ class MoCo(MemoryStrategy):
         shares: $\lambda$, `[T]`.
 
     Raises:
-        ValueError: What the tasks share has changed.
+        ValueError: What the tasks share has become less; what is added to it begins at zero.
 
     Source: Fernando et al., *Mitigating gradient bias in multi-objective learning: a provably
     convergent approach*, ICLR 2023, algorithm 1.
@@ -152,7 +152,7 @@ class MConFIG(MemoryStrategy):
         roots: $\sqrt v$, `[P]`.
 
     Raises:
-        ValueError: What the tasks share has changed.
+        ValueError: What the tasks share has become less; what is added to it begins at zero.
 
     Source: Liu, Chu & Thuerey, *ConFIG: towards conflict-free training of physics informed neural
     networks*, ICLR 2025, arXiv 2408.11104, algorithm 1.

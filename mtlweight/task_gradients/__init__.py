@@ -4,8 +4,9 @@ from mtlweight.task_gradients.base import Taken, TaskGradients
 from mtlweight.task_gradients.parts import Parts
 from mtlweight.task_gradients.rows import Rows
 from mtlweight.task_gradients.shared_leaves import SharedLeaves
-from mtlweight.task_gradients.sought import Shared, listed, seek
-from mtlweight.task_gradients.take import task_gradients
+from mtlweight.task_gradients.sought import Shared, Sought, listed, seek
+from mtlweight.task_gradients.streamed import Streamed
+from mtlweight.task_gradients.take import products_of, rows_of
 from mtlweight.task_gradients.workspace import Workspace
 
 __all__ = [
@@ -13,10 +14,13 @@ __all__ = [
     "Rows",
     "Shared",
     "SharedLeaves",
+    "Sought",
+    "Streamed",
     "Taken",
     "TaskGradients",
     "Workspace",
     "listed",
+    "products_of",
+    "rows_of",
     "seek",
-    "task_gradients",
 ]

@@ -10,43 +10,45 @@ from mtlweight.task_gradients.layers import Layer, find_layers
 from mtlweight.task_gradients.linear_heads import HeadProducts, linear_heads
 from mtlweight.task_gradients.rows import Rows
 from mtlweight.task_gradients.sought import Sought
-from mtlweight.task_gradients.streamed import Chunked, Streamed
+from mtlweight.task_gradients.streamed import Chunked
 from mtlweight.task_gradients.workspace import Workspace
 
 
-def task_gradients(
-    sought: Sought,
-    workspace: Workspace,
-    *,
-    layers: bool = False,
-    chunk: int | None = None,
-    read: Collection[int] | None = None,
-    streamed: bool = False,
-) -> TaskGradients:
-    """Returns the gradient of each loss, or what tells as much.
+def rows_of(sought: Sought, workspace: Workspace, read: Collection[int] | None = None) -> Rows:
+    """Returns the gradients themselves.
 
     Args:
         sought: What the gradients are taken of.
-        workspace: Memory for the rows.
-        layers: Whether only their inner products are needed, so that the weights of layers may be
-            left out of the rows.
-        chunk: The largest number of entries of a task gradient to hold at a time.
+        workspace: Memory for them.
         read: Which of the tasks to take the gradient of; by default all.
-        streamed: Whether the weights are known already, so that no task needs a pass of its own.
 
     Raises:
         RuntimeError: The graph was freed, or can't be walked a second time.
     """
-    if streamed:
-        return Streamed(sought)
-    if layers and (heads := linear_heads(sought)):
+    return Rows(sought, workspace, _layers(sought), read)
+
+
+def products_of(sought: Sought, workspace: Workspace, chunk: int | None = None) -> TaskGradients:
+    """Returns what tells the inner products of the gradients and spends them.
+
+    Args:
+        sought: What the gradients are taken of.
+        workspace: Memory for what is written out.
+        chunk: The largest number of entries of a gradient of parameters to hold at a time.
+
+    Raises:
+        RuntimeError: The graph was freed, or can't be walked a second time.
+    """
+    if heads := linear_heads(sought):
         return HeadProducts(sought, heads)
     if chunk is not None and not sought.of_features:
         return Chunked(sought, chunk)
-    found: list[Layer] = []
-    if not sought.taken and not sought.of_features:
-        asked = {id(tensor): tensor for tensor in sought.shared if tensor.requires_grad}
-        found = find_layers(sought.graph, asked)
     # The products of averages over ranks are no sums over samples.
-    only_products = layers and world_size() == 1
-    return Rows(sought, workspace, found, read, only_products=only_products)
+    return Rows(sought, workspace, _layers(sought), only_products=world_size() == 1)
+
+
+def _layers(sought: Sought) -> list[Layer]:
+    if sought.taken or sought.of_features:
+        return []
+    asked = {id(tensor): tensor for tensor in sought.shared if tensor.requires_grad}
+    return find_layers(sought.graph, asked)

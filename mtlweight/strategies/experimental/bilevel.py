@@ -18,7 +18,7 @@ from mtlweight.inputs import Losses, Step, by_task, read_losses
 from mtlweight.look_ahead import Surroundings
 from mtlweight.options import GradientOptions, Positive, Tasks
 from mtlweight.strategy import Weighed
-from mtlweight.task_gradients import Rows, Shared, listed
+from mtlweight.task_gradients import Rows, Shared, listed, rows_of
 
 Closure = Callable[[], Losses]
 
@@ -87,8 +87,8 @@ class Bilevel(_ReadsGradients):
 
     def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
         """Returns the weights, to be spent with the gradients that go with them."""
-        found = self._gradients(step, _leaves(shared), weighted_heads=False, remembered=False)
-        assert isinstance(found, Rows)
+        sought = self._seek(step, _leaves(shared), weighted_heads=False)
+        found = rows_of(sought, self.workspace)
         around = Surroundings(
             [*found.sought.shared, *(leaf for leaf, _ in found.sought.own)], found.rows
         )
