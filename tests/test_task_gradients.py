@@ -227,6 +227,42 @@ def test_single_precision(build: Callable[[], tuple[nn.Module, Tensor]]) -> None
     assert errors.abs().max() < 3e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layers_of_half_precision(dtype: torch.dtype) -> None:
+    """The products are as exact as in single precision, and beyond the range of half."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(64, 64), nn.Tanh()).to(dtype)
+    heads = [nn.Linear(64, 1).to(dtype) for _ in range(T)]
+    z = trunk(100 * torch.randn(4, 64, dtype=dtype))
+    losses = [head(z).float().square().mean() for head in heads]
+    rows = gradient_rows(dict(zip("abcd", losses, strict=True)), trunk.parameters()).double()
+    strategy = Products(T)
+    strategy(losses)
+    norms = rows.norm(dim=1)
+    errors = (strategy.seen - rows @ rows.T) / norms[:, None] / norms
+    assert errors.abs().max() < 3e-6
+
+
+@pytest.mark.parametrize(("beta", "size"), [(1, 12), (0.5, 12), (1, 1)])
+@pytest.mark.parametrize("samples", [3, 400])
+def test_what_is_added_to_a_product_may_be_no_plain_bias(
+    samples: int, beta: float, size: int
+) -> None:
+    """A scaled bias, and one number for all outputs; by products, and where rows are held."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(12, 12).double())
+    bias = nn.Parameter(torch.randn(size).double())
+    heads = [nn.Linear(12, 1).double() for _ in range(2)]
+    z = torch.addmm(bias, torch.randn(samples, 12).double(), weight.t(), beta=beta).tanh()
+    losses = [head(z).square().mean() for head in heads]
+    rows = gradient_rows(dict(zip("ab", losses, strict=True)), [weight, bias])
+    strategy = Products(2)
+    strategy(losses).backward()
+    torch.testing.assert_close(strategy.seen, rows @ rows.T)
+    wanted = torch.tensor([1.0, 2.0]).double() @ rows
+    torch.testing.assert_close(gradient_now([weight, bias]), wanted)
+
+
 def test_gradients_that_cancel_over_the_samples() -> None:
     """The sum over samples is a millionth of its terms: the short route would only see rounding."""
     torch.manual_seed(0)

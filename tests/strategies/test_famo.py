@@ -178,6 +178,16 @@ def test_none_in_both_sets() -> None:
         assert not strategy.adam.counts.any()
 
 
+def test_a_task_that_is_not_compared_may_have_been_solved() -> None:
+    """What its loss was long ago, over the zero that it is, is infinite."""
+    strategy = FAMO(TASKS)
+    theta = torch.ones((), requires_grad=True)
+    for losses in ({"c": 5.0}, {"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 1.0, "c": 0.0}):
+        strategy({task: theta * loss for task, loss in losses.items()})
+    assert strategy.logits.tolist() == pytest.approx([-0.025, 0.025, 0])
+    assert strategy.named_weights == pytest.approx({"a": 0, "b": 1, "c": 0})
+
+
 def test_the_task_that_falls_behind_gains_weight() -> None:
     strategy = FAMO(2)
     jacobian = torch.eye(2)
@@ -347,7 +357,8 @@ def test_ranks_average_what_follows_a_step(monkeypatch: pytest.MonkeyPatch) -> N
         solve(build, J, BEFORE)
     mine, theirs = torch.tensor([1.0, 0.5, 2.0]), torch.tensor([2.5, 1.5, 1.0])
     counts = {"0": 1, "1": 3, "2": 1}
-    others = torch.stack([theirs * torch.tensor([3.0, 1.0, 1.0]), torch.tensor([3.0, 1.0, 1.0])])
+    numbers = torch.tensor([3.0, 1.0, 1.0])
+    others = torch.stack([theirs * numbers, numbers, torch.ones(3)])
     monkeypatch.setattr("mtlweight.distributed.world_size", lambda: 2)
     monkeypatch.setattr("mtlweight.distributed.sum_over_ranks", lambda x: x + others.to(x))
     strategy.after_step(mine, counts=counts)

@@ -138,6 +138,16 @@ def test_cov_with_zeros_and_spikes_stays_finite() -> None:
     assert strategy.ratio_variances.isfinite().all()
 
 
+@pytest.mark.parametrize("decay", [None, 0.0, 0.5])
+def test_cov_with_a_loss_that_stays_zero(decay: float | None) -> None:
+    """With decay, the mean of its ratios falls below what a number can be divided by."""
+    strategy = CoV(2, decay=decay)
+    for step in range(200):
+        w = weights_on(strategy, (1.0 if step < 2 else 0.0, 1 + 0.1 * (step % 3)))
+        assert w.sum().item() == pytest.approx(1)
+        assert (w > 0).all()
+
+
 def test_cov_of_tasks_that_come_and_go() -> None:
     strategy, alone = CoV(["a", "b", "c"]), CoV(["a", "b"])
     for a, b, _ in noise(10).tolist():
