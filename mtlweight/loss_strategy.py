@@ -22,6 +22,11 @@ class LossStrategy(Strategy):
     """
 
     @property
+    def waits(self) -> bool:
+        """Not but for `rescale="equal-norm"`, which takes gradients."""
+        return self.rescale == "equal-norm"
+
+    @property
     def in_graph(self) -> bool:
         """A compiled training step is not broken, unless the strategy asks for gradients."""
         learns = any(parameter.requires_grad for parameter in self.parameters())

@@ -73,6 +73,17 @@ class OptionError(ValueError, TypeError):
     """An option of a strategy is unknown, missing, of the wrong type or out of range."""
 
 
+def main_task(tasks: tuple[str, ...], main: str | None) -> int:
+    """Returns the place of the main task, by default the first.
+
+    Raises:
+        OptionError: There is no such task.
+    """
+    if main is not None and main not in tasks:
+        raise OptionError(f"`main` = {main!r} is no task: the tasks are {', '.join(tasks)}.")
+    return 0 if main is None else tasks.index(main)
+
+
 def task_names(tasks: Tasks) -> tuple[str, ...]:
     """Returns the names of the tasks; a number T gives `"0"` to `"T-1"`.
 

@@ -52,31 +52,35 @@ def widened(memory: Tensor, gradients: Tensor) -> Tensor:
 class RunningMean(Rebound):
     """The mean of T numbers since the latest reset, each over the steps in which it was there.
 
-    Kept as means: sums would lose the digits of what is added after some million steps.
+    The sums carry what rounding took from them (Kahan), or they would drift over a long run.
     """
 
-    means: Tensor
+    sums: Tensor
+    lost: Tensor
     counts: Tensor
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
-        self.register_buffer("means", torch.zeros(num_tasks))
-        self.register_buffer("counts", torch.zeros(num_tasks))
+        for name in ("sums", "lost", "counts"):
+            self.register_buffer(name, torch.zeros(num_tasks))
 
     def add(self, present: Index, values: Tensor) -> None:
         """Records the values `[n]` of the present tasks."""
-        counts, means = self.counts[present] + 1, self.means[present]
-        self.means = updated(self.means, present, means + (values.to(means) - means) / counts)
-        self.counts = updated(self.counts, present, counts)
+        old = self.sums[present]
+        added = values.to(old) - self.lost[present]
+        new = old + added
+        self.sums = updated(self.sums, present, new)
+        self.lost = updated(self.lost, present, (new - old) - added)
+        self.counts = updated(self.counts, present, self.counts[present] + 1)
 
     def mean(self, default: Tensor) -> Tensor:
         """Returns the means `[T]`, and those of `default` where nothing was recorded."""
-        return torch.where(self.counts > 0, self.means, default)
+        return torch.where(self.counts > 0, self.sums / self.counts.clamp_min(1), default)
 
     def reset(self) -> None:
         """Forgets what was recorded."""
-        self.means = torch.zeros_like(self.means)
-        self.counts = torch.zeros_like(self.counts)
+        for name in ("sums", "lost", "counts"):
+            setattr(self, name, torch.zeros_like(getattr(self, name)))
 
 
 class Adam(Rebound):

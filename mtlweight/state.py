@@ -103,13 +103,12 @@ class Stateful(Rebound):
 
     def buffers_now(self) -> list[dict[str, Tensor | None]]:
         """Returns the buffers as they are, to go back to; no copies, since they are rebound."""
-        return [dict(module._buffers) for module in self.modules()]
+        return [dict(module._buffers) for module in _within(self)]
 
     @contextmanager
     def undone_if_refused(self) -> Iterator[None]:
         """Puts the state back if the body raises."""
-        modules = list(_within(self))
-        before = [dict(module._buffers) for module in modules]
+        modules, before = list(_within(self)), self.buffers_now()
         plain = [(m, m._plain_now()) for m in modules if isinstance(m, Stateful)]
         try:
             yield

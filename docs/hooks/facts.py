@@ -173,6 +173,21 @@ def run(name: str, tasks: int, on_features: bool = False, further: int = 0) -> R
     return Run(strategy, median(backwards), median(forwards), sums)
 
 
+def conflicts(name: str) -> list[float]:
+    """Returns the sums of a strategy's weights on gradients of all angles and lengths."""
+    if not issubclass(STRATEGIES[name], GramStrategy):
+        return []
+    draw = torch.Generator().manual_seed(0)
+    sums = []
+    for _ in range(40):
+        rows = torch.randn(3, 6, generator=draw) * 10 ** torch.randn(3, 1, generator=draw)
+        point = torch.zeros(6, requires_grad=True)
+        strategy = build(name, 3, list, list)
+        strategy([row @ point + 1 for row in rows], shared=[point])
+        sums.append(float(strategy.weights.sum()))
+    return sums
+
+
 def line(at: Callable[[int], float]) -> tuple[int, int]:
     """Returns a and b of a T + b."""
     few, many = at(3), at(5)
@@ -189,7 +204,7 @@ def measure(name: str, needs: str = "") -> Facts:
         lit = {tasks: run(name, tasks, on_features=True) for tasks in (3, 5)}
         on_features = line(lambda tasks: lit[tasks].backwards)
     strategy = runs[TASKS].strategy
-    sums = [s for tasks in runs for s in runs[tasks].sums]
+    sums = [s for tasks in runs for s in runs[tasks].sums] + conflicts(name)
     backwards = line(lambda tasks: runs[tasks].backwards)
     return Facts(
         backwards,

@@ -193,8 +193,9 @@ class Achievement(MetricStrategy):
 
     def refuse_metric(self, task: str, metric: float) -> str | None:
         """Returns why a metric is out of range, or None."""
-        lowest = 0 if self.higher_is_better[task] else 1e-300
-        return None if metric >= lowest else "achievements are ratios, so it must be positive"
+        if self.higher_is_better[task]:
+            return None if metric >= 0 else "achievements are ratios, so it can't be negative"
+        return None if metric >= 1e-300 else "achievements are ratios to it, so it must be positive"
 
     def weights_of(self, losses: Tensor) -> Tensor:
         w = among(self.shares, self.present)

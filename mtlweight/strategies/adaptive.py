@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.gradient_strategy import GramStrategy
-from mtlweight.options import GramOptions, NonNegative, OptionError, Tasks
+from mtlweight.options import GramOptions, NonNegative, Tasks
 
 Steps = Annotated[int, Field(ge=0)]
 
@@ -61,16 +61,12 @@ class VQGAN(GramStrategy):
         **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)
-        if main is not None and main not in self.tasks:
-            raise OptionError(
-                f"`main` = {main!r} is not a task: give one of {', '.join(self.tasks)}."
-            )
-        self.main = self.tasks[0] if main is None else main
+        self.main = main_task(self.tasks, main)
         self.weight = weight
         self.start_step = start_step
 
     def weigh(self, gram: Tensor, losses: Tensor) -> Tensor:
-        is_main = torch.tensor([self.tasks[i] == self.main for i in self.index])
+        is_main = torch.tensor([i == self.main for i in self.index])
         weight = self.weight if self.step >= self.start_step else 0.0
         if not is_main.any():
             return torch.full_like(losses, weight)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.gradient_strategy import GradientStrategy
-from mtlweight.options import GradientOptions, OptionError, Past, Tasks
+from mtlweight.options import GradientOptions, Past, Tasks, main_task
 from mtlweight.pieces import in_pieces
 from mtlweight.products import widest
 from mtlweight.running import updated
@@ -68,11 +68,7 @@ class LRA(GradientStrategy):
         **options: Unpack[GradientOptions],
     ) -> None:
         super().__init__(tasks, **options)
-        if main is not None and main not in self.tasks:
-            raise OptionError(
-                f"`main` = {main!r} is no task: the tasks are {', '.join(self.tasks)}."
-            )
-        self.main = 0 if main is None else self.tasks.index(main)
+        self.main = main_task(self.tasks, main)
         self.beta = beta
         self.register_buffer("ratios", torch.ones(self.num_tasks))
 

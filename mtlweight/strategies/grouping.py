@@ -100,7 +100,8 @@ class LDCMTL(LossStrategy):
     ours by default is that of all pairs, which doesn't, in a scale that lets each task be pulled by
     as much, at most about $2 \lambda \sigma_i$. For two tasks they are the same. Ours too: the free
     logits of the authors' code in place of a router on the features, learned from $\mathcal{L} /
-    \min_j L_j^{(0)}$ so that the unit of the losses doesn't matter, within [-10, 10]. Beyond some
+    \min_j L_j^{(0)}$ so that the unit of the losses doesn't matter, within [-10, 10]; differences
+    below $10^{-6}$ of the two count as none, or rounding would move the first step. Beyond some
     dozen tasks a weight may be negative with the default $\lambda$.
 
     Use it when all losses should fall in step and T backward passes cost too much. Not when one
@@ -155,10 +156,16 @@ class LDCMTL(LossStrategy):
     def _total_of(self, sigma: Tensor, losses: Tensor) -> Tensor:
         x = sigma * losses
         if self.pairs == "all":
-            discrepancy = (x[:, None] - x).abs().sum() / len(x)
+            discrepancy = _distances(x[:, None], x).sum() / len(x)
         else:
-            discrepancy = x.diff().abs().sum()
+            discrepancy = _distances(x[:-1], x[1:]).sum()
         return x.sum() / sigma.sum() + self.penalty * discrepancy
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """Returns |x - y|, flat where that is rounding: its sign would be worth a step of Adam."""
+    apart = (x - y).abs()
+    return torch.where(apart > 1e-6 * (x.abs() + y.abs()), apart, 0.0)
 
 
 def group_means(x: Tensor, counts: Tensor, groups: int) -> Tensor:

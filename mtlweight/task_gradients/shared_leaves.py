@@ -21,7 +21,7 @@ class SharedLeaves:
 
     Args:
         sole_task: Whether there is a single task, which shares everything with itself.
-        expected: The shapes of the leaves that were shared when a state was saved.
+        expected: The shapes of the leaves that were shared when a state was saved or copied.
     """
 
     def __init__(self, sole_task: bool, expected: list[list[int]] | None = None) -> None:
@@ -86,8 +86,8 @@ class SharedLeaves:
         copy._seen, copy._shared = dict(self._seen), dict(self._shared)
         return copy
 
-    def __reduce__(self) -> tuple[type[SharedLeaves], tuple[bool]]:
-        return SharedLeaves, (self.sole_task,)
+    def __reduce__(self) -> tuple[type[SharedLeaves], tuple[bool, list[list[int]]]]:
+        return SharedLeaves, (self.sole_task, self.shapes)
 
 
 @dataclass(frozen=True)

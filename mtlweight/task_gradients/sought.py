@@ -170,8 +170,7 @@ def seek(
         known.forget_dead()
         for leaf, mask in masks:
             known.see(leaf, sum(1 << index[i] for i in range(len(roots)) if mask >> i & 1))
-        if len(roots) > 1 or remembered:  # what a sole task shares does not matter to it
-            known.check_expected(in_order=remembered)
+        known.check_expected(in_order=remembered)
         points = list(known)
     else:
         if not any(tensor.requires_grad and graph.reaches(tensor) for tensor in given):

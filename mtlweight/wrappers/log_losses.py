@@ -32,7 +32,7 @@ class LogLosses(Wrapper):
         epsilon: $\epsilon$, in the unit of the losses.
 
     Raises:
-        OptionError: `inner` takes logarithms itself.
+        OptionError: `inner` refuses negative losses, as logarithms may be.
         ValueError: A loss is negative.
 
     Source: Lin et al., *Dual-balancing for multi-task learning*, arXiv 2308.12029, section 3.1,
@@ -42,8 +42,8 @@ class LogLosses(Wrapper):
     def __init__(self, inner: Strategy, *, epsilon: NonNegative = 1e-8) -> None:
         if inner.nonnegative_losses:
             raise OptionError(
-                f"{type(inner).__name__} takes logarithms itself, and those of losses below one "
-                "are negative: use it without LogLosses."
+                f"{type(inner).__name__} reads losses that are not negative, and the logarithms of "
+                "those below one are: use it without LogLosses."
             )
         super().__init__(inner)
         self.rescale = "none"  # it is the inner weights, of the logarithms, that have a length

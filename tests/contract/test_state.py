@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlweight import DBMTL, DWA, RLW, LogLosses, Strategy
+from mtlweight import DBMTL, DWA, RLW, FairGrad, LogLosses, Strategy
 from tests.contract.strategies import (
     CASES,
     TASKS,
@@ -211,6 +211,42 @@ def test_copies_go_their_own_way(case: Case, way: str) -> None:
     assert same_bits(run.network.state_dict(), other.network.state_dict())
 
 
+@pytest.mark.parametrize("way", ["load", "deepcopy", "pickle"])
+@pytest.mark.parametrize("first", [("a",), ("b", "c")], ids="-".join)
+def test_what_was_shared_is_missed_after_a_resume(way: str, first: tuple[str, ...]) -> None:
+    """A batch of few tasks does not show it again: it is refused, and not weighed otherwise."""
+    one, two = (torch.ones(2, requires_grad=True) for _ in range(2))
+
+    def losses(present: tuple[str, ...]) -> dict[str, Tensor]:
+        every = {
+            "a": one.square().sum() + two.sum(),
+            "b": two.square().sum(),
+            "c": (one.sum() - 3).square() + 1,
+        }
+        return {task: every[task] for task in present}
+
+    strategy = FairGrad(TASKS)
+    strategy(losses(TASKS)).backward()
+    if way == "load":
+        again = FairGrad(TASKS)
+        again.load_state_dict(strategy.state_dict())
+    else:
+        again = (
+            copy.deepcopy(strategy) if way == "deepcopy" else pickle.loads(pickle.dumps(strategy))
+        )
+    with pytest.raises(ValueError, match="do not show again"):
+        again(losses(first))
+    again(losses(TASKS))
+    again(losses(first))
+    assert torch.equal(again.weights, _after(strategy, losses(TASKS), losses(first)))
+
+
+def _after(strategy: Strategy, *steps: dict[str, Tensor]) -> Tensor:
+    for losses in steps:
+        strategy(losses)
+    return strategy.weights
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_is_saved_is_not_written_to_later(case: Case) -> None:
     """`state_dict()` without a copy stays what it was: state is rebound, not overwritten."""
@@ -291,7 +327,7 @@ def test_a_refused_load_leaves_no_trace(case: Case) -> None:
     good = copy.deepcopy(run.strategy.state_dict())
     run.train(5, 7)
     before = snapshot(run.strategy)
-    for key in ("weights", "_extra_state", "epoch_weights.means"):
+    for key in ("weights", "_extra_state", "epoch_weights.sums"):
         broken = copy.deepcopy(good)
         del broken[key]
         with pytest.raises((RuntimeError, ValueError)):

@@ -260,3 +260,15 @@ def test_ldc_survives_zeros_and_spikes() -> None:
         step(strategy, [1e18, 1.0, 0.0])
     assert strategy.logits.isfinite().all()
     assert strategy.logits.abs().max() <= 10
+
+
+@pytest.mark.parametrize("pairs", ["all", "neighbours"])
+def test_rounding_is_no_discrepancy(pairs: Any) -> None:
+    """All weighted losses of the first step are equal but for it, and Adam would not see that."""
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        strategy = LDCMTL(3, penalty=0.3, pairs=pairs)
+        values = torch.rand(3, dtype=torch.float64, generator=draw) + 0.1
+        weights = step(strategy, values)
+        even = weights.double() * values
+        torch.testing.assert_close(even, even.mean().expand(3), rtol=1e-6, atol=0)

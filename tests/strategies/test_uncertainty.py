@@ -141,7 +141,8 @@ def test_their_options_and_state_have_the_same_names(build: Any, buffer: str) ->
     assert buffers == [
         "weights",
         buffer,
-        "epoch_weights.means",
+        "epoch_weights.sums",
+        "epoch_weights.lost",
         "epoch_weights.counts",
         "adam.first",
         "adam.second",
