@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mtlweight.gradient_strategy import GramStrategy
-from mtlweight.options import GramOptions, NonNegative, Tasks
+from mtlweight.options import GramOptions, NonNegative, Tasks, main_task
 
 Steps = Annotated[int, Field(ge=0)]
 
