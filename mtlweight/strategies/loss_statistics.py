@@ -69,7 +69,7 @@ class CoV(LossWeighting):
 
     with the means $\mu$ and the standard deviation $\sigma$ of all steps before this one. Uniform
     until each task present was seen twice; a task whose ratio does not vary keeps $\sigma =
-    10^{-4}$. Ratios are kept within [0, 10] (ours).
+    10^{-4}$. Ratios are kept within [0, 10], and their means above $10^{-4}$ (ours).
 
     Use it when losses have different scales and a task that has settled should yield to those that
     have not. Not when one task is much noisier than the others: what varies from batch to batch
