@@ -20,8 +20,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *na
 # Those that take losses to compute are no matter of a name.
 NAMES = sorted(set(mtlweight.available()) - {"auto_lambda", "forum", "moml", "slgrad"})
 # Not made to bring every task far in ten epochs: they follow some of the tasks (the closest pair of
-# gradients, the first task, the smallest loss, the preferences), or start slowly.
-PARTIAL = {"cosmos", "krum", "lra", "m_config", "moco", "pbi", "uw_so"}
+# gradients, the first task, the smallest loss, the preferences), or start slowly. The agent of
+# `igb_v2` is itself still learning: with two seeds of eight it leaves the ink behind.
+PARTIAL = {"cosmos", "igb_v2", "krum", "lra", "m_config", "moco", "pbi", "uw_so"}
 SIGNED = {"cosmos", "pbi"}
 
 
