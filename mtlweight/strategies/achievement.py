@@ -12,7 +12,7 @@ from torch import Tensor
 from mtlweight.inputs import Metrics
 from mtlweight.loss_strategy import MetricStrategy, among
 from mtlweight.options import Finite, NonNegative, OptionError, Options, Past, Positive, Tasks
-from mtlweight.strategies.fixed import per_task
+from mtlweight.per_task import per_task, positive
 from mtlweight.strategies.geometric import safe_inverse, safe_log
 
 Direction = bool | Mapping[str, bool]
@@ -173,13 +173,8 @@ class Achievement(MetricStrategy):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(tasks, smoothing=smoothing, **options)
-        self.references = per_task(self.tasks, references, "references")
-        for task, reference in self.references.items():
-            if reference <= 0:
-                raise OptionError(
-                    f"The reference of task {task!r} is {reference!r}: achievements are ratios, "
-                    "so it must be positive. FocalAchievement reads differences."
-                )
+        must = "be positive, since achievements are ratios; FocalAchievement reads differences"
+        self.references = per_task(self.tasks, references, "references", positive, must)
         self.gamma = gamma
         self.margin = margin
         self.normalization = normalization

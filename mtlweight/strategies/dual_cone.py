@@ -10,8 +10,8 @@ from torch import Tensor
 from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.inputs import Metrics
 from mtlweight.options import GramOptions, Tasks
+from mtlweight.per_task import shares_of
 from mtlweight.solvers import dual_cone_weights
-from mtlweight.strategies.fixed import shares_of
 
 
 class Preferring(GramStrategy):

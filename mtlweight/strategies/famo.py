@@ -12,8 +12,8 @@ from mtlweight.distributed import average_over_ranks
 from mtlweight.inputs import Losses, Metrics, read_counts, read_losses
 from mtlweight.loss_strategy import LossStrategy
 from mtlweight.options import NonNegative, Options, Positive, Tasks
+from mtlweight.per_task import per_task
 from mtlweight.running import Adam, sent, updated
-from mtlweight.strategies.fixed import per_task
 
 
 class FAMO(LossStrategy):

@@ -7,9 +7,10 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from mtlweight.inputs import Metrics, read_metrics
+from mtlweight.inputs import Metrics
 from mtlweight.loss_strategy import LossWeighting
-from mtlweight.options import OptionError, Options, Tasks
+from mtlweight.options import Options, Tasks
+from mtlweight.per_task import shares_of
 
 
 class Equal(LossWeighting):
@@ -67,36 +68,3 @@ class Fixed(LossWeighting):
 
     def weights_of(self, losses: Tensor) -> Tensor:
         return self.constants[self.present]
-
-
-def per_task(tasks: tuple[str, ...], given: Metrics, option: str) -> dict[str, float]:
-    """Returns an option that holds one number for each task.
-
-    Raises:
-        OptionError: Names the task that is missing or unknown, or whose number is not finite.
-    """
-    try:
-        numbers = read_metrics(tasks, given, f"`{option}`")
-    except (TypeError, ValueError) as error:
-        raise OptionError(str(error).split(" Leave the task out")[0]) from None
-    if missing := [task for task in tasks if task not in numbers]:
-        raise OptionError(
-            f"`{option}` has nothing for task {missing[0]!r}: give one number for each."
-        )
-    return numbers
-
-
-def shares_of(tasks: tuple[str, ...], given: Metrics, option: str) -> list[float]:
-    """Returns an option that holds one non-negative number for each task, in their order.
-
-    Raises:
-        OptionError: A number is missing, negative or not finite, or all are zero.
-    """
-    numbers = per_task(tasks, given, option)
-    if bad := [task for task, number in numbers.items() if number < 0]:
-        raise OptionError(
-            f"`{option}` of task {bad[0]!r} is {numbers[bad[0]]!r}: it must not be negative."
-        )
-    if not any(numbers.values()):
-        raise OptionError(f"All `{option}` are zero: at least one task must be learned.")
-    return list(numbers.values())

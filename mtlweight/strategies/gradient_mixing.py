@@ -13,11 +13,11 @@ from mtlweight.distributed import world_size
 from mtlweight.gradient_strategy import MemoryStrategy
 from mtlweight.inputs import Metrics, Step
 from mtlweight.loss_strategy import among
-from mtlweight.options import GradientOptions, NonNegative, OptionError, Past, Positive, Tasks
+from mtlweight.options import GradientOptions, NonNegative, Past, Positive, Tasks
+from mtlweight.per_task import per_task, positive
 from mtlweight.pieces import in_pieces
 from mtlweight.products import squares_fit, widest
 from mtlweight.running import Index, filled, updated
-from mtlweight.strategies.fixed import per_task
 from mtlweight.strategy import Weighed
 from mtlweight.task_gradients import Parts, Shared
 
@@ -307,12 +307,8 @@ class VarianceAware(GradientNoise):
     ) -> None:
         super().__init__(tasks, smoothing=smoothing, **options)
         given = dict.fromkeys(self.tasks, 1.0) if weights is None else weights
-        targets = per_task(self.tasks, given, "weights")
-        if bad := [task for task, weight in targets.items() if weight <= 0]:
-            raise OptionError(
-                f"The weight of task {bad[0]!r} is {targets[bad[0]]!r}: it must be positive, since "
-                "a task worth nothing has no share of the data."
-            )
+        must = "be positive, since a task worth nothing has no share of the data"
+        targets = per_task(self.tasks, given, "weights", positive, must)
         w = torch.tensor(list(targets.values()), dtype=torch.float64)
         self.register_buffer("targets", (w / w.sum()).to(self.weights))
         self.register_buffer("shares", self.targets.clone())

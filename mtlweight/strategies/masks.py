@@ -12,9 +12,9 @@ from torch import Tensor
 from mtlweight.distributed import sum_over_ranks
 from mtlweight.gradient_strategy import GradientStrategy
 from mtlweight.inputs import Metrics, Step
-from mtlweight.options import GradientOptions, OptionError, Seed, Tasks
+from mtlweight.options import GradientOptions, Seed, Tasks
+from mtlweight.per_task import per_task
 from mtlweight.pieces import in_pieces, sample_of, sizes_of
-from mtlweight.strategies.fixed import per_task
 from mtlweight.strategy import Weighed
 from mtlweight.task_gradients import Parts, Shared, listed
 
@@ -72,11 +72,7 @@ class GradDrop(GradientStrategy):
         super().__init__(tasks, **options)
         if isinstance(leak, int | float):
             leak = dict.fromkeys(self.tasks, float(leak))
-        leaks = per_task(self.tasks, leak, "leak")
-        if bad := [task for task, number in leaks.items() if not 0 <= number <= 1]:
-            raise OptionError(
-                f"The leak of task {bad[0]!r} is {leaks[bad[0]]!r}: it must be within [0, 1]."
-            )
+        leaks = per_task(self.tasks, leak, "leak", lambda x: 0 <= x <= 1, "be within [0, 1]")
         self.seed = seed
         self.leaky = any(leaks.values())
         self.features: list[Tensor] = []

@@ -12,8 +12,8 @@ from torch import Tensor
 from mtlweight.inputs import Metrics, read_metrics
 from mtlweight.loss_strategy import LossWeighting, among
 from mtlweight.options import Options, Positive, Tasks
+from mtlweight.per_task import per_task
 from mtlweight.running import RunningMean, updated
-from mtlweight.strategies.fixed import per_task
 
 
 class DoReMi(LossWeighting):

@@ -11,9 +11,9 @@ from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.gradient_strategy import GramStrategy
 from mtlweight.inputs import Metrics
 from mtlweight.loss_strategy import among
-from mtlweight.options import GramOptions, OptionError, Past, Positive, Tasks
+from mtlweight.options import GramOptions, Past, Positive, Tasks
+from mtlweight.per_task import per_task, positive
 from mtlweight.running import updated
-from mtlweight.strategies.fixed import per_task
 from mtlweight.task_gradients import Taken, TaskGradients
 
 
@@ -76,11 +76,7 @@ class EnCodec(GramStrategy):
         self.lengths: Tensor | None = None
         shares = self.uniform()
         if ratios is not None:
-            given = per_task(self.tasks, ratios, "ratios")
-            if bad := [task for task, ratio in given.items() if not ratio > 0]:
-                raise OptionError(
-                    f"The ratio of task {bad[0]!r} is {given[bad[0]]!r}: it must be positive."
-                )
+            given = per_task(self.tasks, ratios, "ratios", positive, "be positive")
             shares = torch.tensor(list(given.values()))
         self.register_buffer("shares", shares / shares.sum())
         self.register_buffer("sums", torch.zeros(self.num_tasks))

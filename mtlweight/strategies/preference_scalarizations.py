@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mtlweight.inputs import Metrics
 from mtlweight.loss_strategy import LossStrategy
-from mtlweight.options import NonNegative, OptionError, Options, Tasks
-from mtlweight.strategies.fixed import per_task
+from mtlweight.options import NonNegative, Options, Tasks
+from mtlweight.per_task import per_task, positive
 
 
 class _Preferring(LossStrategy):
@@ -155,13 +155,8 @@ def positive_per_task(tasks: tuple[str, ...], given: Metrics | None) -> Tensor:
     """
     if given is None:
         return torch.ones(len(tasks))
-    numbers = per_task(tasks, given, "preferences")
-    for task, number in numbers.items():
-        if number <= 0:
-            raise OptionError(
-                f"The preference of task {task!r} is {number!r}: it must be positive. To train "
-                "without a task, leave it out of the losses."
-            )
+    must = "be positive: to train without a task, leave it out of the losses"
+    numbers = per_task(tasks, given, "preferences", positive, must)
     return torch.tensor(list(numbers.values()))
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from mtlweight.inputs import Metrics
 from mtlweight.loss_strategy import LossStrategy, LossWeighting
 from mtlweight.options import Options, Positive, Tasks
+from mtlweight.per_task import per_task
 from mtlweight.running import RunningMean, updated
-from mtlweight.strategies.fixed import per_task
 from mtlweight.strategies.geometric import safe_log
 from mtlweight.strategies.preference_scalarizations import ideals_of, positive_per_task
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
-from mtlweight.strategies.fixed import shares_of
+from mtlweight.per_task import shares_of
 from mtlweight.strategy import Strategy
 from mtlweight.wrappers.base import Wrapper
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtlweight.inputs import Metrics, Step
 from mtlweight.loss_strategy import among
-from mtlweight.strategies.fixed import shares_of
+from mtlweight.per_task import shares_of
 from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import Shared
 from mtlweight.wrappers.base import Wrapper
