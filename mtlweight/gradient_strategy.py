@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtlweight.distributed import length_over_ranks, sum_over_ranks
 from mtlweight.inputs import Step
-from mtlweight.options import Chunk, GradientOptions, Heads, Options, Tasks
+from mtlweight.options import Count, GradientOptions, Heads, Options, Tasks
 from mtlweight.products import rounding_of
 from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import (
@@ -93,7 +93,7 @@ class GramStrategy(_ReadsGradients):
     """A strategy that reads the lengths and angles of the task gradients: their Gram matrix."""
 
     def __init__(
-        self, tasks: Tasks, *, chunk: Chunk | None = None, **options: Unpack[GradientOptions]
+        self, tasks: Tasks, *, chunk: Count | None = None, **options: Unpack[GradientOptions]
     ) -> None:
         super().__init__(tasks, **options)
         self.chunk = chunk

@@ -25,8 +25,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Past = Annotated[float, Field(ge=0, lt=1)]
-Chunk = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
 
 Tasks = int | Sequence[str]
 Rescale = Literal["none", "one", "tasks", "equal-norm"]
@@ -66,7 +66,7 @@ class GramOptions(GradientOptions, total=False):
     default all are held, and those of features always.
     """
 
-    chunk: Chunk | None
+    chunk: Count | None
 
 
 class OptionError(ValueError, TypeError):

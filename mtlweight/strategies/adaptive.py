@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.gradient_strategy import GramStrategy
-from mtlweight.options import GramOptions, NonNegative, Tasks, main_task
-
-Steps = Annotated[int, Field(ge=0)]
+from mtlweight.options import GramOptions, Natural, NonNegative, Tasks, main_task
 
 
 class VQGAN(GramStrategy):
@@ -57,7 +54,7 @@ class VQGAN(GramStrategy):
         *,
         main: str | None = None,
         weight: NonNegative = 1.0,
-        start_step: Steps = 0,
+        start_step: Natural = 0,
         **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)

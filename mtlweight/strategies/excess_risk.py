@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks, world_size
 from mtlweight.gradient_strategy import GradientStrategy
-from mtlweight.options import GradientOptions, Positive, Tasks
+from mtlweight.options import Count, GradientOptions, Positive, Tasks
 from mtlweight.pieces import in_pieces, sizes_of
 from mtlweight.running import filled, updated, widened
 from mtlweight.strategies.worst_case import shifted
 from mtlweight.task_gradients import Parts
-
-Steps = Annotated[int, Field(ge=1)]
 
 
 class ExcessMTL(GradientStrategy):
@@ -72,7 +69,7 @@ class ExcessMTL(GradientStrategy):
         tasks: Tasks,
         *,
         step_size: Positive = 0.01,
-        warmup: Steps = 1,
+        warmup: Count = 1,
         **options: Unpack[GradientOptions],
     ) -> None:
         super().__init__(tasks, **options)

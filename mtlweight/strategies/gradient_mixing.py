@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.distributed import world_size
 from mtlweight.gradient_strategy import MemoryStrategy
 from mtlweight.inputs import Metrics, Step
 from mtlweight.loss_strategy import among
-from mtlweight.options import GradientOptions, NonNegative, Past, Positive, Tasks
+from mtlweight.options import Count, GradientOptions, NonNegative, Past, Positive, Tasks
 from mtlweight.per_task import per_task, positive
 from mtlweight.pieces import in_pieces
 from mtlweight.products import squares_fit, widest
@@ -206,7 +205,7 @@ class PiKE(GradientNoise):
         *,
         zeta1: NonNegative = 0.1,
         zeta2: NonNegative = 0.1,
-        every: Annotated[int, Field(ge=1)] = 10,
+        every: Count = 10,
         unit: Positive | None = None,
         smoothing: Past = 0.9,
         **options: Unpack[GradientOptions],

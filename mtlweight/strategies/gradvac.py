@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlweight.gradient_strategy import GramStrategy
-from mtlweight.options import GramOptions, Seed, Share, Tasks
+from mtlweight.options import GramOptions, Natural, Share, Tasks
 from mtlweight.running import updated
 from mtlweight.strategies.pcgrad import orders, unit
 
@@ -57,7 +57,7 @@ class GradVac(GramStrategy):
         *,
         beta: Share = 0.5,
         shuffle: bool = True,
-        seed: Seed = 0,
+        seed: Natural = 0,
         **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Unpack
+from typing import Literal, Unpack
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.loss_strategy import LossStrategy, LossWeighting
-from mtlweight.options import NonNegative, Options, Positive, Tasks
+from mtlweight.options import Count, NonNegative, Options, Positive, Tasks
 from mtlweight.running import Adam, updated
 from mtlweight.strategies.worst_case import first_of, shifted
-
-Groups = Annotated[int, Field(ge=1)]
 
 
 class GO4Align(LossWeighting):
@@ -56,7 +53,7 @@ class GO4Align(LossWeighting):
         self,
         tasks: Tasks,
         *,
-        groups: Groups = 2,
+        groups: Count = 2,
         step_size: Positive = 1e-4,
         **options: Unpack[Options],
     ) -> None:

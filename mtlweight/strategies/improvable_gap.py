@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Unpack
+from typing import Unpack
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
 from mtlweight.loss_strategy import LossStrategy
-from mtlweight.options import Options, Tasks
+from mtlweight.options import Natural, Options, Tasks
 from mtlweight.running import RunningMean
 from mtlweight.strategies.geometric import safe_log
 from mtlweight.strategies.loss_trends import relative
@@ -53,7 +52,7 @@ class IGBv1(LossStrategy):
         self,
         tasks: Tasks,
         *,
-        base_epoch: Annotated[int, Field(ge=0)] = 1,
+        base_epoch: Natural = 1,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(tasks, **options)

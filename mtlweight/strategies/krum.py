@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Unpack
+from typing import Unpack
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.gradient_strategy import GramStrategy
-from mtlweight.options import GramOptions, OptionError, Tasks
-
-Count = Annotated[int, Field(ge=0)]
-Chosen = Annotated[int, Field(ge=1)]
+from mtlweight.options import Count, GramOptions, Natural, OptionError, Tasks
 
 
 class Krum(GramStrategy):
@@ -47,8 +43,8 @@ class Krum(GramStrategy):
         self,
         tasks: Tasks,
         *,
-        byzantine: Count | None = None,
-        select: Chosen = 1,
+        byzantine: Natural | None = None,
+        select: Count = 1,
         **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)

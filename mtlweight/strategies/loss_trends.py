@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Unpack
+from typing import Unpack
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.loss_strategy import LossWeighting
-from mtlweight.options import Finite, Options, Positive, Seed, Share, Tasks
+from mtlweight.options import Count, Finite, Natural, Options, Positive, Share, Tasks
 from mtlweight.running import updated
-
-Lookback = Annotated[int, Field(ge=1)]
 
 
 class SoftAdapt(LossWeighting):
@@ -57,7 +54,7 @@ class SoftAdapt(LossWeighting):
         tasks: Tasks,
         *,
         beta: Finite = 0.1,
-        lookback: Lookback = 5,
+        lookback: Count = 5,
         normalized: bool = False,
         loss_weighted: bool = False,
         **options: Unpack[Options],
@@ -138,7 +135,7 @@ class ReLoBRaLo(LossWeighting):
         alpha: Share = 0.999,
         rho: Share = 0.99,
         temperature: Positive = 0.1,
-        seed: Seed = 0,
+        seed: Natural = 0,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(tasks, **options)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.distributed import sum_over_ranks
 from mtlweight.gradient_strategy import GradientStrategy
 from mtlweight.inputs import Metrics, Step
-from mtlweight.options import GradientOptions, Seed, Tasks
+from mtlweight.options import GradientOptions, Natural, Tasks
 from mtlweight.per_task import per_task
 from mtlweight.pieces import in_pieces, sample_of, sizes_of
 from mtlweight.strategy import Weighed
 from mtlweight.task_gradients import Parts, Shared, listed
-
-Trim = Annotated[int, Field(ge=0)]
 
 
 class GradDrop(GradientStrategy):
@@ -66,7 +63,7 @@ class GradDrop(GradientStrategy):
         tasks: Tasks,
         *,
         leak: float | Metrics = 0.0,
-        seed: Seed = 0,
+        seed: Natural = 0,
         **options: Unpack[GradientOptions],
     ) -> None:
         super().__init__(tasks, **options)
@@ -186,7 +183,9 @@ class TrimmedMean(GradientStrategy):
     optimal statistical rates*, ICML 2018, definition 2.
     """
 
-    def __init__(self, tasks: Tasks, *, trim: Trim = 1, **options: Unpack[GradientOptions]) -> None:
+    def __init__(
+        self, tasks: Tasks, *, trim: Natural = 1, **options: Unpack[GradientOptions]
+    ) -> None:
         super().__init__(tasks, **options)
         self.trim = trim
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlweight.gradient_strategy import GramStrategy
-from mtlweight.options import GramOptions, Seed, Tasks
+from mtlweight.options import GramOptions, Natural, Tasks
 
 
 class PCGrad(GramStrategy):
@@ -40,7 +40,7 @@ class PCGrad(GramStrategy):
         tasks: Tasks,
         *,
         shuffle: bool = True,
-        seed: Seed = 0,
+        seed: Natural = 0,
         **options: Unpack[GramOptions],
     ) -> None:
         super().__init__(tasks, **options)

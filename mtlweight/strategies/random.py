@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlweight.loss_strategy import LossWeighting
-from mtlweight.options import Options, Seed, Tasks
+from mtlweight.options import Natural, Options, Tasks
 from mtlweight.running import sent
 
 
@@ -33,7 +33,7 @@ class RLW(LossWeighting):
     multi-task learning*, TMLR 2022, with its default distribution.
     """
 
-    def __init__(self, tasks: Tasks, *, seed: Seed = 0, **options: Unpack[Options]) -> None:
+    def __init__(self, tasks: Tasks, *, seed: Natural = 0, **options: Unpack[Options]) -> None:
         super().__init__(tasks, **options)
         self.seed = seed
 

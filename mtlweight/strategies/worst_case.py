@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Unpack
+from typing import Unpack
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
 from mtlweight.loss_strategy import LossStrategy, LossWeighting
-from mtlweight.options import Options, Positive, Tasks
+from mtlweight.options import Natural, Options, Positive, Tasks
 from mtlweight.per_task import per_task
 from mtlweight.running import RunningMean, updated
 from mtlweight.strategies.geometric import safe_log
 from mtlweight.strategies.preference_scalarizations import ideals_of, positive_per_task
-
-EpochIndex = Annotated[int, Field(ge=0)]
 
 
 class GroupDRO(LossWeighting):
@@ -176,7 +173,7 @@ class STCH(LossStrategy):
         tasks: Tasks,
         *,
         mu: Positive = 1.0,
-        warmup: EpochIndex = 4,
+        warmup: Natural = 4,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(tasks, **options)

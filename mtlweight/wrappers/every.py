@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.inputs import Metrics, Step
+from mtlweight.options import Count
 from mtlweight.running import updated
 from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import Shared
@@ -48,7 +48,7 @@ class Every(Wrapper):
     carried: ClassVar[tuple[str, ...]] = (*Wrapper.carried, "held_tasks", "left")
     held: Tensor
 
-    def __init__(self, steps: Annotated[int, Field(ge=1)], inner: Strategy) -> None:
+    def __init__(self, steps: Count, inner: Strategy) -> None:
         super().__init__(inner)
         self.steps = steps
         self.held_tasks: list[int] = []

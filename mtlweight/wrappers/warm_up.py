@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.inputs import Metrics, Step
 from mtlweight.loss_strategy import among
+from mtlweight.options import Natural
 from mtlweight.per_task import shares_of
 from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import Shared
@@ -50,7 +50,7 @@ class WarmUp(Wrapper):
 
     def __init__(
         self,
-        duration: Annotated[int, Field(ge=0)],
+        duration: Natural,
         inner: Strategy,
         *,
         unit: Literal["epochs", "steps"] = "epochs",

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.look_ahead import Surroundings
-from mtlweight.options import GradientOptions, Positive, Tasks
+from mtlweight.options import Count, GradientOptions, Positive, Tasks
 from mtlweight.running import Adam, updated
 from mtlweight.solvers import min_norm_point
 from mtlweight.solvers.active_set import level, minimize
@@ -84,7 +83,7 @@ class FORUM(Bilevel):
         validation: Closure,
         training: Closure,
         learning_rate: Positive = 0.1,
-        inner_steps: Annotated[int, Field(ge=1)] = 5,
+        inner_steps: Count = 5,
         rate: Positive = 0.1,
         meta_learning_rate: Positive = 1e-3,
         **options: Unpack[GradientOptions],

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mtlweight.inputs import Metrics
 from mtlweight.loss_strategy import LossStrategy
-from mtlweight.options import Options, Past, Positive, Seed, Share, Tasks
+from mtlweight.options import Count, Natural, Options, Past, Positive, Share, Tasks
 from mtlweight.running import RunningMean, sent, updated
 from mtlweight.strategies.experimental.actor_critic import SoftActorCritic
 from mtlweight.strategies.geometric import safe_log
 from mtlweight.strategies.loss_trends import relative
-
-Count = Annotated[int, Field(ge=1)]
-Epochs = Annotated[int, Field(ge=0)]
 
 
 class IGBv2(LossStrategy):
@@ -86,9 +82,9 @@ class IGBv2(LossStrategy):
         self,
         tasks: Tasks,
         *,
-        base_epoch: Epochs = 1,
-        random_epochs: Epochs = 5,
-        update_after: Epochs = 3,
+        base_epoch: Natural = 1,
+        random_epochs: Natural = 5,
+        update_after: Natural = 3,
         update_every: Count = 50,
         learning_rate: Positive = 3e-4,
         discount: Past = 0.99,
@@ -98,7 +94,7 @@ class IGBv2(LossStrategy):
         polyak: Share = 0.005,
         target_entropy: float | None = None,
         reward_scale: Positive = 1.0,
-        seed: Seed = 0,
+        seed: Natural = 0,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(tasks, **options)
