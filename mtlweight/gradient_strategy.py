@@ -9,17 +9,17 @@ from typing import ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from mtlweight.distributed import length_over_ranks, sum_over_ranks
+from mtlweight.distributed import length_over_ranks
 from mtlweight.inputs import Step
 from mtlweight.options import Count, GradientOptions, Heads, Options, Tasks
 from mtlweight.products import rounding_of
 from mtlweight.strategy import Strategy, Weighed
 from mtlweight.task_gradients import (
     Parts,
-    Rows,
     Shared,
     Streamed,
     TaskGradients,
+    are_features,
     listed,
     products_of,
     rows_of,
@@ -157,7 +157,7 @@ class GradientStrategy(_ReadsGradients):
         gradients = rows_of(sought, self.workspace, self.tasks_read(len(step.index)))
         self.on_features = gradients.of_features
         gram = None
-        if self.rescale == "equal-norm" or not (self.refuses_infinite or self._finite(gradients)):
+        if self.rescale == "equal-norm" or not (self.refuses_infinite or gradients.finite()):
             gram = self._gram(gradients)  # where a sum is not finite, this tells why
         weights, combined = self.combine(gradients.rows, step.seen)
         if not isinstance(combined, Parts):
@@ -173,13 +173,6 @@ class GradientStrategy(_ReadsGradients):
             return gradients.carry(value, parts, self._head_weights(changed, step.seen))
 
         return Weighed(weights, (weights * step.seen).sum(), spend)
-
-    def _finite(self, gradients: Rows) -> bool:
-        """Tells whether the gradients are finite on all ranks, by one quick look at all numbers."""
-        sums = gradients.rows.sum(1)
-        if self.on_features:  # of which the other ranks have other parts
-            sums = sum_over_ranks(sums)
-        return bool(sums.isfinite().all())
 
 
 class MemoryStrategy(GradientStrategy):
@@ -199,6 +192,6 @@ class MemoryStrategy(GradientStrategy):
     def weigh_step(self, step: Step, shared: Shared | None) -> Weighed:
         """Returns the weights of the losses, to be spent with the gradient that goes with them."""
         given = listed(shared)
-        if given is None or given[0].is_leaf:
-            return super().weigh_step(step, given)
-        return self._weigh_products(step, given, self.weigh)
+        if are_features(given):
+            return self._weigh_products(step, given, self.weigh)
+        return super().weigh_step(step, given)

@@ -121,7 +121,7 @@ class Stateful(Rebound):
 
     def keep_if(self, good: Tensor, before: list[dict[str, Tensor | None]]) -> None:
         """Takes the new buffers only if the flag is true, without asking the device for it."""
-        for module, buffers in zip(self.modules(), before, strict=True):
+        for module, buffers in zip(_within(self), before, strict=True):
             for name, old in buffers.items():
                 new = module._buffers[name]
                 if old is not None and new is not None and new is not old:

@@ -391,10 +391,7 @@ class Strategy(Stateful, ABC):
         Raises:
             ValueError: Names the first task.
         """
-        numbers = sizes.tolist()
-        if all(abs(number) < float("inf") for number in numbers):
-            return
-        for i, number in zip(self.index, numbers, strict=True):
+        for i, number in zip(self.index, sizes.tolist(), strict=True):
             if not abs(number) < float("inf"):
                 raise ValueError(
                     f"The gradient of task {self.tasks[i]!r} is not finite (its size is "

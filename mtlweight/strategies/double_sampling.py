@@ -15,7 +15,14 @@ from mtlweight.products import exact_products, row_products
 from mtlweight.running import updated
 from mtlweight.solvers import directed_min_norm_point, simplex_projection
 from mtlweight.strategy import Weighed
-from mtlweight.task_gradients import Rows, Shared, listed, products_of, rows_of
+from mtlweight.task_gradients import (
+    Rows,
+    Shared,
+    are_features,
+    listed,
+    products_of,
+    rows_of,
+)
 
 
 class _DoubleSampling(_ReadsGradients):
@@ -72,7 +79,7 @@ class _DoubleSampling(_ReadsGradients):
                 f"{type(self).__name__} samples its gradients twice, and `independent` has "
                 f"{len(step.others)} further batches: give two, or one."
             )
-        if step.others and shared is not None and not shared[0].is_leaf:
+        if step.others and are_features(shared):
             raise ValueError(
                 f"{type(self).__name__} compares the gradients of different batches, which have no "
                 "features in common, and `shared` holds features: give "
@@ -83,7 +90,7 @@ class _DoubleSampling(_ReadsGradients):
         """Returns the gradients of a further batch, which are finite."""
         sought = self._seek(step, shared, weighted_heads=True)
         gradients = rows_of(sought, self.workspace)
-        if not gradients.rows.sum(1).isfinite().all():
+        if not gradients.finite():
             self.refuse_infinite(row_products(gradients.rows, gradients.rows).cpu())
         return gradients
 

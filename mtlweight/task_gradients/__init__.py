@@ -4,7 +4,7 @@ from mtlweight.task_gradients.base import Taken, TaskGradients
 from mtlweight.task_gradients.parts import Parts
 from mtlweight.task_gradients.rows import Rows
 from mtlweight.task_gradients.shared_leaves import SharedLeaves
-from mtlweight.task_gradients.sought import Shared, Sought, listed, seek
+from mtlweight.task_gradients.sought import Shared, Sought, are_features, listed, seek
 from mtlweight.task_gradients.streamed import Streamed
 from mtlweight.task_gradients.take import products_of, rows_of
 from mtlweight.task_gradients.workspace import Workspace
@@ -19,6 +19,7 @@ __all__ = [
     "Taken",
     "TaskGradients",
     "Workspace",
+    "are_features",
     "listed",
     "products_of",
     "rows_of",

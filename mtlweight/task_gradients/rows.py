@@ -105,6 +105,13 @@ class Rows(Taken):
         for task in range(len(pieces)):
             self._keep_own(task, found)
 
+    def finite(self) -> bool:
+        """Tells whether the rows are finite on all ranks, by one quick look at all numbers."""
+        sums = self.rows.sum(1)
+        if self.of_features:  # of which the other ranks have other parts
+            sums = sum_over_ranks(sums)
+        return bool(sums.isfinite().all())
+
     def gram(self) -> Tensor:
         """Returns the inner products; see `TaskGradients`."""
         gram = gram_of(self.rows)

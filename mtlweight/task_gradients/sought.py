@@ -226,6 +226,11 @@ def listed(shared: Shared | None) -> list[Tensor] | None:
     return tensors
 
 
+def are_features(given: list[Tensor] | None) -> bool:
+    """Tells whether what was given as shared are features."""
+    return given is not None and not given[0].is_leaf
+
+
 def _refuse_overlap(features: Sequence[Tensor], masks: Sequence[tuple[Tensor, int]]) -> None:
     """Refuses features whose gradients would be counted twice."""
     ends = {node_of(feature) for feature in features}

@@ -18,7 +18,7 @@ from mtlweight.inputs import Losses, Step, by_task, read_losses
 from mtlweight.look_ahead import Surroundings
 from mtlweight.options import GradientOptions, Positive, Tasks
 from mtlweight.strategy import Weighed
-from mtlweight.task_gradients import Rows, Shared, listed, rows_of
+from mtlweight.task_gradients import Rows, Shared, are_features, listed, rows_of
 
 Closure = Callable[[], Losses]
 
@@ -164,7 +164,7 @@ class Bilevel(_ReadsGradients):
 def _leaves(shared: Shared | None) -> Shared | None:
     """Returns what is given as shared, unless it is features."""
     given = listed(shared)
-    return given if given is None or given[0].is_leaf else None
+    return None if are_features(given) else given
 
 
 def _all_gradients(found: Rows, around: Surroundings) -> Tensor:
